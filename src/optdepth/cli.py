@@ -1,0 +1,270 @@
+"""The command line: `optdepth demo | train | record | solve | evaluate | report`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .errors import InputError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Run a residual network only as deep as each input is worth.\n\n"
+    "The steps share one run folder: **train** a network with exits, **record** what held-out data meet at every "
+    "exit, **solve** the stopping problem, **evaluate** the rules on the test split, write the **report**. "
+    "**demo** does all of it on data that come with the package.",
+)
+_out, _err = Console(), Console(stderr=True)
+
+RunFolder = Annotated[Path, typer.Argument(help="The run folder that `optdepth train --out` made.", metavar="RUN")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same machine, same result.")]
+DataName = Annotated[
+    str,
+    typer.Option(
+        help="`digits` (comes with the package), a folder of parquet files or of one image folder a class, "
+        "or the name of a data set on the hub."
+    ),
+]
+Epochs = Annotated[int, typer.Option(min=1, help="Passes over the train split.")]
+Price = Annotated[
+    float | None,
+    typer.Option(help="Loss that one full pass of the network is worth: 0.1 spends a pass to save 10 points of error."),
+]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder to make or go on with.")] = Path("runs/demo"),
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Everything at once on handwritten digits: train, record, solve, evaluate, report; about two minutes.
+
+    Trains a small residual network with an exit after every block, and writes `report.html` into the run folder.
+    """
+    train(out=out, data="digits", seed=seed, epochs=30, as_json=True, quiet=True)
+    record(out, quiet=True)
+    solve(out, price=0.05, quiet=True)
+    evaluate(out, as_json=as_json)
+    report(out, quiet=as_json)
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Run folder to make, or to go on with after an interruption.")],
+    data: DataName = "digits",
+    depth: Annotated[int, typer.Option(help="Layers of the residual network: 6n + 2, such as 8, 20, 32, 56.")] = 20,
+    width: Annotated[int, typer.Option(min=1, help="Channels of the first stage.")] = 16,
+    exits: Annotated[
+        str,
+        typer.Option(help="`all`, `last`, or names separated by commas, such as stage1.block2,stage3.block3."),
+    ] = "all",
+    loss: Annotated[
+        str,
+        typer.Option(help="How the exits share the trunk's gradient; a wrong name lists all there are."),
+    ] = "light-supervision",
+    price: Annotated[
+        float, typer.Option(help="Cross-entropy that the whole depth costs, for the losses that use it.")
+    ] = 0.0,
+    epochs: Epochs = 30,
+    batch: Annotated[int, typer.Option(min=2, help="Batch size.")] = 128,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.1,
+    schedule: Annotated[Literal["one-cycle", "cosine"], typer.Option(help="Of the learning rate.")] = "one-cycle",
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16", "auto"], typer.Option(help="`auto` is bf16 where the hardware has it.")
+    ] = "fp32",
+    backbone: Annotated[
+        Literal["joint", "frozen"], typer.Option(help="`frozen`: only the heads of the early exits learn.")
+    ] = "joint",
+    image_size: Annotated[
+        int | None, typer.Option(help="Resize and crop to this many pixels; needed where sizes differ.")
+    ] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Trains a residual network with exits. Interrupted, the same command goes on from the last full epoch."""
+    from .costs import flops
+    from .networks import resnet
+    from .training.depth_loss import depth_loss
+    from .training.loop import train as fit
+    from .workflow import Run, batches
+
+    run = Run(out)
+    objective = depth_loss(loss, price)
+    run.begin(data, seed, image_size)
+    run.note(_command())
+    loaded = run.data()
+    names = exits if exits in ("all", "last") else exits.split(",")
+    network = resnet(depth, classes=len(loaded.classes), channels=loaded.channels, width=width, exits=names, seed=seed)
+    costs = flops(network, next(batches(loaded, "fit", 1))[0]).relative().paid()
+    history = fit(
+        network,
+        loaded,
+        loss=objective,
+        costs=costs.tolist(),
+        epochs=epochs,
+        batch_size=batch,
+        lr=lr,
+        schedule=schedule,
+        precision=precision,
+        backbone=backbone,
+        seed=seed,
+        out=out,
+        progress=not as_json or quiet,
+    )
+    if not quiet:
+        last = history.epochs[-1]
+        result = {
+            "epochs": len(history.epochs),
+            "fit accuracy": dict(zip((exit.name for exit in network.exits), last.accuracy, strict=True)),
+        }
+        said = f"{len(history.epochs)} epochs; accuracy on the fit split {last.accuracy[-1]:.1%} at full depth"
+        _show(as_json, result, f"{said}; next: optdepth record {out}")
+
+
+@app.command()
+def record(
+    run: RunFolder,
+    costs: Annotated[
+        Literal["flops", "latency"], typer.Option(help="Counted, or measured here at the batch size given.")
+    ] = "flops",
+    batch: Annotated[int, typer.Option(min=1, help="Batch size at which latency is measured.")] = 32,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Records losses, observations and costs at every exit, for the fit, certify and test splits."""
+    from .workflow import Run, record_run
+
+    here = Run(run)
+    here.note(_command())
+    traces = record_run(here, measure=costs, batch=batch, progress=not as_json)
+    sizes = {name: len(trace) for name, trace in traces.items()}
+    if not quiet:
+        said = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+        result = {"samples": sizes, "exits": traces["fit"].exits, "unit": traces["fit"].costs.unit}
+        _show(as_json, result, f"recorded {said} samples; next: optdepth solve {run} --price 0.05")
+
+
+@app.command()
+def solve(
+    run: RunFolder,
+    price: Price = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(help="Instead of a price: mean cost a sample, in full passes, such as 0.5."),
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="One method, or `all`: snell (the solved rule), and what it is compared with.")
+    ] = "all",
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Solves the stopping rules on the fit split, at a price or for a budget."""
+    from .stopping.frontier import METHODS
+    from .workflow import Run, solve_run
+
+    here = Run(run)
+    here.note(_command())
+    methods = list(METHODS) if method == "all" else [method]
+    rules = solve_run(here, methods, price=price, budget=budget, progress=not as_json)
+    if not quiet:
+        result = {name: {"kind": type(rule).__name__, "price": rule.origin.price} for name, rule in rules.items()}
+        _show(as_json, result, f"solved {', '.join(rules)}; next: optdepth evaluate {run}")
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    clock: Annotated[
+        str, typer.Option(help="Batch sizes at which engines are timed, separated by commas; empty for none.")
+    ] = "1,32,256",
+    repeats: Annotated[int, typer.Option(min=1, help="Turns timed; figures are medians.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Judges every rule on the test split, from the trace, by running the engine, and on the clock."""
+    from .workflow import Run, evaluate_run
+
+    here = Run(run)
+    here.note(_command())
+    result = evaluate_run(here, clocked=_sizes(clock), repeats=repeats, progress=not as_json)
+    if as_json:
+        sys.stdout.write(json.dumps(result) + "\n")
+    else:
+        _out.print(_table(result))
+        _out.print(f"next: optdepth report {run}")
+
+
+@app.command()
+def report(
+    run: RunFolder,
+    price: Annotated[
+        float | None, typer.Option(help="Price that the page is about; that of the rules, when not given.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Writes `report.html`: one page, self-contained, with the pictures that make the result plain to see."""
+    from .workflow import Run, report_run
+
+    here = Run(run)
+    here.note(_command())
+    path = report_run(here, price=price)
+    _show(as_json, {"report": str(path)}, f"open {path}") if not quiet else None
+
+
+def main() -> None:
+    """The entry point: bad input is one line on stderr and exit status 2."""
+    begin = time.monotonic()
+    try:
+        app()
+    except InputError as error:
+        _err.print(f"optdepth: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        _err.print(f"\nstopped after {time.monotonic() - begin:.0f} s; the same command goes on from what is saved")
+        raise SystemExit(130) from None
+
+
+def _show(as_json: bool, result: Any, sentence: str) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(result) + "\n")
+    else:
+        _out.print(sentence, highlight=False, soft_wrap=True)
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise InputError(f"--clock {text!r} is not a list of batch sizes such as 1,32,256") from None
+
+
+def _command() -> str:
+    return shlex.join(["optdepth", *sys.argv[1:]])
+
+
+def _table(result: dict[str, Any]) -> Table:
+    """Accuracy, mean cost and speed of every rule."""
+    clocked = {(row["method"], row["batch"]): row["speedup"] for row in result["clock"]}
+    sizes = sorted({size for _, size in clocked})
+    table = Table(title=f"{result['samples']:,} test samples; cost in {result['unit']}")
+    table.add_column("rule")
+    for name in ("accuracy", "mean cost", *(f"speed-up, batch {size}" for size in sizes)):
+        table.add_column(name, justify="right")
+    for row in result["rows"]:
+        cells = [f"{row['accuracy']:.2%} ± {row['accuracy_error']:.2%}", f"{row['cost']:.3f}"]
+        cells += [f"{clocked[row['method'], size]:.2f}x" for size in sizes]
+        table.add_row(row["method"], *cells, style="bold" if row["method"] == "snell" else "")
+    return table

@@ -1,0 +1,354 @@
+"""Images with labels, from anywhere Hugging Face `datasets` reads, split so that nothing judges itself."""
+
+import hashlib
+import io
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, UInt8
+from PIL import Image, ImageOps
+from rich.console import Console
+from rich.progress import Progress
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from .errors import InputError
+
+IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "labels", "fine_label")
+SOURCES = "give 'digits', a folder of parquet files or images, or a hub name"
+MEMORY = 2 * 2**30
+"""Bytes: a split up to this size is decoded once and kept; a larger one is decoded image by image."""
+SAMPLE = 2048
+"""Images from which mean and standard deviation are estimated where the train split is not kept in memory."""
+
+
+class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Some rows of a table: item i is (uint8 image (channels, height, width), label).
+
+    Attributes:
+        rows: (n,) int64 row numbers within the source's table.
+        labels: (n,) int64.
+        source: where the rows come from: name, split, and fingerprint of the content. Two splits overlap
+            where both `source` and a row number agree.
+    """
+
+    def __init__(
+        self,
+        table: datasets.Dataset,
+        rows: Int64[np.ndarray, " n"],
+        *,
+        source: str,
+        channels: int,
+        image_size: int,
+        resize: bool,
+    ) -> None:
+        self.rows, self.source = rows, source
+        self.channels, self.image_size, self.resize = channels, image_size, resize
+        self._table = table.select(rows)
+        self.labels = _labels(self._table)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        pixels = self.pixels
+        image = self._decode(self._table[i]["image"], i) if pixels is None else pixels[i]
+        return image, int(self.labels[i])
+
+    def image(self, i: int) -> Image.Image:
+        """Item i as a picture to look at."""
+        pixels = self[i][0].permute(1, 2, 0).numpy()
+        return Image.fromarray(pixels.squeeze(2) if self.channels == 1 else pixels)
+
+    @cached_property
+    def pixels(self) -> UInt8[Tensor, "n channels size size"] | None:
+        """All images, decoded on first use; None where they would take more than 2 GiB."""
+        shape = (len(self), self.channels, self.image_size, self.image_size)
+        if np.prod(shape) > MEMORY:
+            return None
+        pixels = torch.empty(shape, dtype=torch.uint8)
+        begin, chunk = time.monotonic(), 512  # rows of a table are fast to read in chunks, slow one by one
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            bar = progress.add_task("decoding images", total=len(self), visible=False)
+            for start in range(0, len(self), chunk):
+                for i, cell in enumerate(self._table[start : start + chunk]["image"], start):
+                    pixels[i] = self._decode(cell, i)
+                progress.update(bar, completed=start, visible=time.monotonic() - begin > 2)
+        return pixels
+
+    def _decode(self, cell: dict[str, Any], i: int) -> UInt8[Tensor, "channels size size"]:
+        where = f"{self.source} row {self.rows[i]}"
+        picture = _open(cell, where, mode="L" if self.channels == 1 else "RGB")
+        if self.resize:
+            picture = _fit(picture, self.image_size)
+        elif picture.size != (self.image_size, self.image_size):
+            shape, size = "{}x{}".format(*picture.size), self.image_size
+            raise InputError(f"{where} is {shape}, not {size}x{size} as the first one: give image_size")
+        pixels = torch.from_numpy(np.array(picture))
+        return pixels[None] if self.channels == 1 else pixels.permute(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A source of labelled images, cut into four splits that share no row.
+
+    Attributes:
+        name: as given to `load_data`.
+        classes: names; a label is an index into them.
+        channels: 1 (grey) or 3.
+        image_size: pixels, height and width.
+        mean, std: per channel, of the train split, on a scale where a pixel is in [0, 1].
+        flip: whether the mirror image of an image keeps its label.
+        splits: `train` to train networks, `fit` to fit rules, `certify` to certify them, `test` to judge all.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    channels: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool
+    splits: Mapping[str, ImageSplit] = field(repr=False)
+
+
+def load_data(
+    name: str,
+    *,
+    seed: int,
+    fit: float | None = None,
+    certify: float | None = None,
+    test: float | None = None,
+    image_size: int | None = None,
+) -> Data:
+    """Labelled images from 'digits' (embedded), a folder of parquet files or images, or the hub.
+
+    The source's own test split (or else its validation split) is `test`; `fit` and `certify` are carved out
+    of its train split, stratified by label. A source with one split is carved into all four.
+
+    Args:
+        name: "digits" (1,797 real 8x8 images of scikit-learn), a folder with parquet files or with one folder
+            of images a class (perhaps below train/ and test/), or the name of a data set on the hub.
+        seed: of the carving.
+        fit, certify: share of the carved table. Default 0.05 each; 0.2 and 0.1 where test is carved too.
+        test: share of the carved table, default 0.2; only for a source without a test split.
+        image_size: resize the shorter side to it and crop the centre. Needed where images differ in size.
+
+    Raises:
+        InputError: no such source, no usable columns, bad labels, an unreadable image, images of different
+            sizes, or a class with too few images for a share.
+    """
+    tables = _read(name)
+    whole = "test" not in tables
+    if test is not None and not whole:
+        raise InputError(f"test={test}: {name} has its own test split; leave test out")
+    shares = {
+        "fit": (0.2 if whole else 0.05) if fit is None else fit,
+        "certify": (0.1 if whole else 0.05) if certify is None else certify,
+        **({"test": 0.2 if test is None else test} if whole else {}),
+    }
+    channels = 1 if name == "digits" else 3
+    size = _square(tables["train"][0]["image"], name) if image_size is None else image_size
+    classes = _classes(tables, name)
+    carved = _carve(_labels(tables["train"]), classes, shares, seed)
+    places = {key: ("train", rows) for key, rows in carved.items()}
+    if not whole:
+        places["test"] = ("test", np.arange(len(tables["test"]), dtype=np.int64))
+    prefix = Path(name).name
+    sources = {
+        key: f"{prefix}/{'all' if whole else key}@{_fingerprint(table)}" for key, table in tables.items()
+    }
+    options: dict[str, Any] = {
+        "channels": channels,
+        "image_size": size,
+        "resize": image_size is not None,
+    }
+    splits = {
+        key: ImageSplit(tables[at], rows, source=sources[at], **options) for key, (at, rows) in places.items()
+    }
+    mean, std = _moments(splits["train"], seed)
+    return Data(name, classes, channels, size, mean, std, name != "digits", splits)
+
+
+def _read(name: str) -> dict[str, datasets.Dataset]:
+    """Tables with columns `image` (undecoded) and `label`: `train`, and `test` where the source has one."""
+    if name == "digits":
+        return {"train": _digits()}
+    if not Path(name).is_dir() and (Path(name).is_absolute() or name.startswith((".", "~"))):
+        raise InputError(f"no such folder: {name}; {SOURCES}")
+    try:
+        found = datasets.load_dataset(str(name))
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise InputError(f"cannot read {name} ({reason:.200}); {SOURCES}") from error
+    if len(found) == 1:
+        return {"train": _standard(next(iter(found.values())), name)}
+    judge = next((key for key in ("test", "validation") if key in found), None)
+    if "train" not in found or judge is None:
+        raise InputError(f"{name} has splits {', '.join(found)}: name one train and one test")
+    return {"train": _standard(found["train"], name), "test": _standard(found[judge], name)}
+
+
+def _digits() -> datasets.Dataset:
+    images, labels = load_digits(return_X_y=True)
+    images = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    features = datasets.Features(
+        image=datasets.Image(), label=datasets.ClassLabel(names=[str(digit) for digit in range(10)])
+    )
+    table = datasets.Dataset.from_dict({"image": list(images), "label": labels}, features=features)
+    return _standard(table, "digits")
+
+
+def _standard(table: datasets.Dataset, name: str) -> datasets.Dataset:
+    columns = table.column_names
+    image = next((column for column in IMAGE_COLUMNS if column in columns), None)
+    label = next((column for column in LABEL_COLUMNS if column in columns), None)
+    if image is None or label is None:
+        missing, wanted = ("image", IMAGE_COLUMNS) if image is None else ("label", LABEL_COLUMNS)
+        raise InputError(
+            f"{name} has columns {', '.join(columns)}: name the {missing} column {' or '.join(wanted)}"
+        )
+    if len(table) == 0:
+        raise InputError(f"{name} has a split without rows; {SOURCES}")
+    table = table.select_columns([image, label])
+    table = table.rename_columns(
+        {old: new for old, new in ((image, "image"), (label, "label")) if old != new}
+    )
+    try:
+        return table.cast_column("image", datasets.Image(decode=False))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name}: column {image} holds no images; store encoded files in it") from error
+
+
+def _classes(tables: dict[str, datasets.Dataset], name: str) -> tuple[str, ...]:
+    """Class names; where the source has none, the labels of its train split are 0..C-1."""
+    feature = tables["train"].features["label"]
+    names = tuple(getattr(feature, "names", None) or ())
+    for key, table in tables.items():
+        labels = _labels(table)
+        if labels.dtype.kind not in "iu":
+            raise InputError(f"{name}: labels of {key} are {feature}, some perhaps missing; give integers")
+        names = names or tuple(str(label) for label in range(labels.max() + 1))
+        if len(bad := np.flatnonzero((labels < 0) | (labels >= len(names)))):
+            label = labels[bad[0]]
+            raise InputError(
+                f"{name}: label {label} in row {bad[0]} of {key} is not in 0..{len(names) - 1}: correct it"
+            )
+    return names
+
+
+def _carve(
+    labels: Int64[np.ndarray, " n"], classes: tuple[str, ...], shares: dict[str, float], seed: int
+) -> dict[str, Int64[np.ndarray, " m"]]:
+    """Sorted row numbers of each share, and of the rest as `train`; stratified by label."""
+    left = 1 - sum(shares.values())
+    if left <= 0 or min(shares.values()) <= 0:
+        raise InputError(f"shares {shares}: give positive ones that leave something to train on")
+    counts = np.bincount(labels, minlength=len(classes))
+    smallest, share = int(counts.argmin()), min(left, *shares.values())
+    if counts[smallest] * share < 1:
+        raise InputError(
+            f"class {classes[smallest]!r} has {counts[smallest]} images, too few for a stratified split with "
+            f"a share of {share:.3g}: give at least {int(np.ceil(1 / share))} a class, or larger shares"
+        )
+    rest, parts = np.arange(len(labels)), {}
+    for key, share in shares.items():
+        size = round(share * len(labels))
+        rest, part = train_test_split(rest, test_size=size, stratify=labels[rest], random_state=seed)
+        parts[key] = np.sort(part)
+    return {"train": np.sort(rest), **parts}
+
+
+def _labels(table: datasets.Dataset) -> Int64[np.ndarray, " n"]:
+    return np.asarray(table["label"][:])  # sliced: a column itself is read element by element
+
+
+def _content(cell: dict[str, Any]) -> bytes:
+    content: bytes = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+    return content
+
+
+def _open(cell: dict[str, Any], where: str, mode: str | None = None) -> Image.Image:
+    """The picture in a table's cell; decoded and converted if a mode is given."""
+    try:
+        picture = Image.open(io.BytesIO(_content(cell)))
+        return picture if mode is None else picture.convert(mode)
+    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
+        raise InputError(
+            f"{where} ({cell and cell['path']}): unreadable image; replace or remove it"
+        ) from error
+
+
+def _square(cell: dict[str, Any], name: str) -> int:
+    width, height = _open(cell, f"{name} row 0").size
+    if width != height:
+        raise InputError(f"{name}: images are {width}x{height}, not square: give image_size")
+    return width
+
+
+def _fit(picture: Image.Image, size: int) -> Image.Image:
+    """Shorter side to `size`, then the centre."""
+    return ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
+
+
+def _fingerprint(table: datasets.Dataset) -> str:
+    """12 hexadecimal digits of all labels and of at most 1,000 evenly spaced images."""
+    digest = hashlib.sha256(_labels(table).tobytes())
+    for row in np.unique(np.linspace(0, len(table) - 1, 1000, dtype=np.int64)):
+        digest.update(_content(table[int(row)]["image"]))
+    return digest.hexdigest()[:12]
+
+
+def _moments(split: ImageSplit, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, exact for images in memory, else from 2,048 of them."""
+    pixels = split.pixels
+    if pixels is None:
+        chosen = np.random.default_rng(seed).choice(len(split), min(SAMPLE, len(split)), replace=False)
+        pixels = torch.stack([split[int(i)][0] for i in chosen])
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean, std = [], []
+    for channel in range(split.channels):  # through a histogram: no float copy of the images
+        weight = torch.bincount(pixels[:, channel].flatten(), minlength=256).double()
+        weight /= weight.sum()
+        mean.append(float(weight @ values))
+        std.append(float(torch.sqrt(weight @ (values - mean[-1]) ** 2)))
+    if min(std) == 0:
+        raise InputError(f"{split.source}: a channel is constant over all images: nothing to learn from")
+    return tuple(mean), tuple(std)
+
+
+def normalise(
+    images: UInt8[Tensor, "n channels h w"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Tensor, "n channels h w"]:
+    """(images / 255 - mean) / std per channel, float32, on the images' device."""
+    centre, spread = (torch.tensor(value, device=images.device)[:, None, None] for value in (mean, std))
+    return (images.float() / 255 - centre) / spread
+
+
+def augment(
+    images: UInt8[Tensor, "n channels h w"], generator: torch.Generator, *, flip: bool, pad: int
+) -> UInt8[Tensor, "n channels h w"]:
+    """A random crop of each image padded with `pad` zeros on every side and, if `flip`, a fair mirror image.
+
+    Standard for CIFAR since He et al. 2016. The generator lives on the images' device.
+    """
+    n, _, height, width = images.shape
+    device = images.device
+    top, left = torch.randint(2 * pad + 1, (2, n, 1), generator=generator, device=device)
+    rows = top + torch.arange(height, device=device)
+    columns = left + torch.arange(width, device=device)
+    if flip:
+        mirrored = torch.rand((n, 1), generator=generator, device=device) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    padded = F.pad(images, (pad, pad, pad, pad)).permute(0, 2, 3, 1)
+    sample = torch.arange(n, device=device)[:, None, None]
+    return padded[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

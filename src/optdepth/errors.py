@@ -1,0 +1,8 @@
+"""The one exception a user meets: what is wrong, the value, and the fix, in one line."""
+
+
+class InputError(ValueError):
+    """The caller's input cannot be used. The message names the value and says what to do instead.
+
+    The command line prints it as one line and exits with status 2.
+    """

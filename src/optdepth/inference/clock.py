@@ -1,0 +1,100 @@
+"""Time on the clock: an engine beside the full network, in one run, as a ratio."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from ..errors import InputError
+from ..networks import StagedNetwork
+from ..stopping.rule import Rule
+from .engine import Engine
+
+
+@dataclass(frozen=True)
+class Clocked:
+    """One rule at one batch size.
+
+    Attributes:
+        full, engine: milliseconds a sample, medians over the repeats; `full` is the network without exits.
+        speedup: median over the repeats of full / engine, measured side by side.
+        saving: full cost / mean cost on the same samples: the speed-up that the costs promise.
+    """
+
+    method: str
+    batch: int
+    full: float
+    engine: float
+    speedup: float
+    saving: float
+
+
+def clock(
+    network: StagedNetwork,
+    rules: Mapping[str, Rule],
+    inputs: Tensor,
+    *,
+    batches: Sequence[int],
+    repeats: int = 5,
+    progress: bool = False,
+) -> list[Clocked]:
+    """Times every rule's engine and the network without exits on the same inputs, taking turns.
+
+    Args:
+        inputs: (N, ...) samples of the mix that is served, on the network's device.
+        batches: sizes to time; the inputs are cut into batches of that size, at most 128 batches of them.
+        repeats: turns; figures are medians over them.
+        progress: a bar on stderr.
+    """
+    if not batches or min(batches) < 1 or max(batches) > len(inputs):
+        raise InputError(f"batch sizes {list(batches)} must lie between 1 and the {len(inputs)} inputs there are")
+    network.eval()
+    engines = {name: Engine(network, rule) for name, rule in rules.items()}
+    rows = []
+    for size in batches:
+        chunks = [inputs[i : i + size] for i in range(0, len(inputs) - size + 1, size)][:128]
+        full: list[float] = []
+        times: dict[str, list[float]] = {name: [] for name in engines}
+        said = f"timing batches of {size}"
+        for turn in track(range(repeats + 1), said, console=Console(stderr=True), disable=not progress, transient=True):
+            spent = {name: _timed(engine, chunks) for name, engine in engines.items()}
+            alone = _timed(network.full, chunks)
+            if turn == 0:  # warms up
+                continue
+            full.append(alone)
+            for name in engines:
+                times[name].append(spent[name])
+        for name, engine in engines.items():
+            paid = torch.cat([engine(chunk).cost for chunk in chunks])
+            rows.append(
+                Clocked(
+                    method=name,
+                    batch=size,
+                    full=float(np.median(full)),
+                    engine=float(np.median(times[name])),
+                    speedup=float(np.median(np.divide(full, times[name]))),
+                    saving=engine.rule.origin.costs.full / float(paid.mean()),
+                )
+            )
+    return rows
+
+
+@torch.inference_mode()
+def _timed(serve: Callable[[Tensor], object], chunks: Sequence[Tensor]) -> float:
+    """Milliseconds a sample."""
+    cuda = chunks[0].is_cuda
+    if cuda:
+        torch.cuda.synchronize()
+    begin = time.perf_counter()
+    for chunk in chunks:
+        serve(chunk)
+    if cuda:
+        torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - begin) / sum(len(chunk) for chunk in chunks)

@@ -1,0 +1,23 @@
+"""Networks that can stop: stem, stages and heads. Nothing here knows of stopping rules."""
+
+from .heads import PooledLinear
+from .resnet import resnet
+from .staged import (
+    Exit,
+    StagedNetwork,
+    hidden,
+    load_network,
+    residual_size,
+    select,
+)
+
+__all__ = [
+    "Exit",
+    "PooledLinear",
+    "StagedNetwork",
+    "hidden",
+    "load_network",
+    "residual_size",
+    "resnet",
+    "select",
+]

@@ -1,0 +1,102 @@
+"""Residual networks of our own for small images."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .heads import PooledLinear
+from .staged import FAMILIES, Exit, StagedNetwork
+
+
+class BasicBlock(nn.Module):
+    """relu(shortcut(x) + F(x)) with two 3x3 convolutions (He et al. 2016, section 4.2, shortcut option A).
+
+    With stride 2 the shortcut takes every other pixel and pads the new channels with zeros: no parameter.
+    """
+
+    def __init__(self, before: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride, self.extra = stride, channels - before
+        self.conv1 = nn.Conv2d(before, channels, 3, stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Float[Tensor, "n before h w"]) -> Float[Tensor, "n channels h2 w2"]:
+        change = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        if self.stride > 1:
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra))
+        return F.relu(x + change)
+
+
+def resnet(
+    depth: int = 20,
+    *,
+    classes: int,
+    channels: int = 3,
+    width: int = 16,
+    exits: Sequence[str] | Literal["all", "last"] = "all",
+    seed: int,
+) -> StagedNetwork:
+    """The residual network for CIFAR of He et al. 2016, arXiv:1512.03385: 6n+2 layers in three stages.
+
+    Args:
+        depth: 6n+2 layers, at least 8; n blocks a stage.
+        classes: how many logits.
+        channels: of the input images, (n, channels, height, width), of any size from 8x8.
+        width: channels of the first stage; the others have two and four times as many.
+        exits: "all" for one after each block, "last", or names such as "stage1.block2", the last among them.
+        seed: of the weights. Trunk and heads do not depend on which exits are chosen.
+
+    Raises:
+        InputError: a depth that is not 6n+2 (the nearest are named), an unknown exit, or sizes below 1.
+    """
+    if depth < 8 or (depth - 2) % 6:
+        lower = max(8, depth - (depth - 2) % 6)
+        raise InputError(f"depth {depth} is not 6n+2 from 8 on: the nearest are {lower} and {lower + 6}")
+    if min(classes, channels, width) < 1:
+        raise InputError(f"classes {classes}, channels {channels}, width {width}: each must be at least 1")
+    per_stage = (depth - 2) // 6
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = _build(per_stage, classes, channels, width)
+    names = [exit.name for exit in network.exits]
+    if isinstance(exits, str):
+        if exits not in ("all", "last"):
+            raise InputError(f"exits={exits!r}: give 'all', 'last', or a list of {', '.join(names)}")
+        exits = names if exits == "all" else names[-1:]
+    network.config = {
+        "family": "resnet",
+        "depth": depth,
+        "classes": classes,
+        "channels": channels,
+        "width": width,
+        "seed": seed,
+    }
+    # Twice as fast on CPUs, faster on GPUs in half precision; a matter of memory alone, no value changes.
+    return network.keep(exits).to(memory_format=torch.channels_last)
+
+
+def _build(per_stage: int, classes: int, channels: int, width: int) -> StagedNetwork:
+    """One exit after each block. The trunk and the last head draw their weights first."""
+    widths = [width * 2**stage for stage in range(3) for _ in range(per_stage)]
+    stem = nn.Sequential(
+        nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+    )
+    before = [width, *widths[:-1]]
+    blocks = [BasicBlock(a, b, stride=1 if a == b else 2) for a, b in zip(before, widths, strict=True)]
+    for module in nn.ModuleList([stem, *blocks]).modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    last = PooledLinear(widths[-1], classes)
+    heads = [*(PooledLinear(size, classes) for size in widths[:-1]), last]
+    exits = [Exit(f"stage{k // per_stage + 1}.block{k % per_stage + 1}", k + 1) for k in range(len(blocks))]
+    return StagedNetwork(stem, blocks, heads, exits)
+
+
+FAMILIES["resnet"] = resnet

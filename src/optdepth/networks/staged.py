@@ -1,0 +1,212 @@
+"""StagedNetwork: a network cut into stages, with a head that can answer after each of them."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ..errors import InputError
+from ..files import read_json, read_tensors, write_json, write_tensors
+
+State = Any
+"""A pytree of tensors whose first dimension is the batch; for our residual networks, one tensor."""
+
+FAMILIES: dict[str, Callable[..., "StagedNetwork"]] = {}
+"""Builders by family name. A family registers itself here, so that this file need not import it."""
+
+FORMAT, VERSION = "optdepth.network", 1
+WEIGHTS, HEADER = "weights.safetensors", "network.json"
+
+
+@dataclass(frozen=True)
+class Exit:
+    """A place where the network can answer: its name, and how many blocks run up to it (counted from 1)."""
+
+    name: str
+    depth: int
+
+
+@final
+class StagedNetwork(nn.Module):
+    """`stem`, then K stages; after stage k, `heads[k]` can turn the state into logits.
+
+    Args:
+        stem: inputs (n, ...) -> state.
+        stages: K modules, state -> state: the blocks between exit k-1 and exit k.
+        heads: K modules, state -> logits (n, classes). The last one is the original network's own.
+        exits: K records, in order of depth, with names that differ.
+        config: `{"family": name, **arguments}` of the builder, without which the network cannot be saved.
+
+    Raises:
+        InputError: no stage, lengths that differ, names given twice, or depths that do not increase.
+    """
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        stages: Sequence[nn.Module],
+        heads: Sequence[nn.Module],
+        exits: Sequence[Exit],
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if not len(stages) == len(heads) == len(exits) >= 1:
+            counts = f"{len(stages)} stages, {len(heads)} heads and {len(exits)} exits"
+            raise InputError(f"got {counts}: give one head and one exit for each of at least one stage")
+        depths, names = [exit.depth for exit in exits], [exit.name for exit in exits]
+        if len(set(names)) < len(names) or any(a >= b for a, b in itertools.pairwise(depths)):
+            raise InputError(f"exits {names} at depths {depths}: names must differ and depths must increase")
+        self.stem = stem
+        self.stages = nn.ModuleList(stages)
+        self.heads = nn.ModuleList(heads)
+        self.exits = tuple(exits)
+        self.config = config
+
+    def start(self, inputs: Tensor) -> State:
+        """The state before the first stage."""
+        return self.stem(inputs)
+
+    def advance(self, state: State, k: int) -> State:
+        """The state after stage k (0-based), from the state before it."""
+        return self.stages[k](state)
+
+    def answer(self, state: State, k: int) -> Float[Tensor, "n classes"]:
+        """The logits of exit k (0-based), from the state after stage k."""
+        logits: Tensor = self.heads[k](state)
+        return logits
+
+    def forward(self, inputs: Tensor) -> list[Float[Tensor, "n classes"]]:
+        """The logits of every exit, first to last."""
+        state, logits = self.start(inputs), []
+        for k in range(len(self.exits)):
+            state = self.advance(state, k)
+            logits.append(self.answer(state, k))
+        return logits
+
+    def full(self, inputs: Tensor) -> Float[Tensor, "n classes"]:
+        """The last exit's logits alone: what the network without exits computes."""
+        state = self.start(inputs)
+        for stage in self.stages:
+            state = stage(state)
+        return self.answer(state, len(self.exits) - 1)
+
+    def keep(self, names: Sequence[str]) -> "StagedNetwork":
+        """The same modules with the named exits only; stages between them are merged.
+
+        Raises:
+            InputError: a name that is not an exit, or a list without the last exit.
+        """
+        valid = [exit.name for exit in self.exits]
+        if unknown := [name for name in names if name not in valid]:
+            raise InputError(f"no exit {', '.join(unknown)}: the exits are {', '.join(valid)}")
+        if valid[-1] not in names:
+            raise InputError(f"exits {list(names)} lack the last one: add {valid[-1]!r}")
+        kept = [k for k, name in enumerate(valid) if name in names]
+        stages, bounds = list(self.stages), itertools.pairwise([-1, *kept])
+        return StagedNetwork(
+            self.stem,
+            [_merge(stages[before + 1 : k + 1]) for before, k in bounds],
+            [self.heads[k] for k in kept],
+            [self.exits[k] for k in kept],
+            None if self.config is None else {**self.config, "exits": [valid[k] for k in kept]},
+        ).train(self.training)
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change with the exits, the architecture and every bit of the weights.
+
+        SHA-256 over exit names and, by sorted key, each tensor's name, type, shape and bytes: the same on
+        every device and in every process.
+        """
+        digest = hashlib.sha256(json.dumps([exit.name for exit in self.exits]).encode())
+        for key, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def save(self, folder: str | Path) -> None:
+        """Write `weights.safetensors` and `network.json` into the folder, each whole or not at all.
+
+        Raises:
+            InputError: the network has no config to be rebuilt from.
+        """
+        if self.config is None:
+            raise InputError("a network without a config cannot be saved: build it with optdepth.resnet")
+        about = {"format": FORMAT, "version": VERSION}
+        write_tensors(Path(folder) / WEIGHTS, self.state_dict(), about)
+        header = {**about, "config": self.config, "fingerprint": self.fingerprint()}
+        write_json(Path(folder) / HEADER, header)
+
+    def extra_repr(self) -> str:
+        return f"exits={[exit.name for exit in self.exits]}"
+
+
+def load_network(folder: str | Path) -> StagedNetwork:
+    """The network that `StagedNetwork.save` wrote, in evaluation mode, on the CPU.
+
+    The files are untrusted: JSON with a checked format and safetensors, whose content must match the
+    recorded fingerprint.
+
+    Raises:
+        InputError: no such folder, another format or version, or damaged or mixed-up files.
+    """
+    folder, again = Path(folder), "train or save the network again"
+    header = read_json(folder / HEADER, format=FORMAT, version=VERSION, make_it=again)
+    weights, _ = read_tensors(folder / WEIGHTS, format=FORMAT, version=VERSION, make_it=again)
+    config = header.get("config")
+    arguments = dict(config) if isinstance(config, dict) else {}
+    builder = FAMILIES.get(str(arguments.pop("family", "")))
+    if builder is None:
+        raise InputError(f"{folder / HEADER} names none of the families {', '.join(FAMILIES)}; {again}")
+    try:
+        network = builder(**arguments)
+        network.load_state_dict(weights)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{folder / HEADER} and {WEIGHTS} do not fit ({reason:.200}); {again}") from error
+    if network.fingerprint() != header.get("fingerprint"):
+        raise InputError(f"{folder}: {HEADER} and {WEIGHTS} are not of the same network; {again}")
+    return network.eval()
+
+
+def _merge(stages: Sequence[nn.Module]) -> nn.Module:
+    """One module that runs the stages in turn; flat, so that keeping exits in two steps equals one."""
+    if len(stages) == 1:
+        return stages[0]
+    flat = [part for stage in stages for part in (stage if isinstance(stage, nn.Sequential) else [stage])]
+    return nn.Sequential(*flat)
+
+
+def hidden(state: State) -> Tensor:
+    """The main tensor of a state: the state itself, or its first tensor leaf."""
+    leaf = next((leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor)), None)
+    if leaf is None:
+        raise InputError(f"a state of type {type(state).__name__} holds no tensor: return one from the stage")
+    return leaf
+
+
+def residual_size(before: State, after: State) -> Float[Tensor, " n"]:
+    """||X_after - X_before|| / ||X_before|| per sample, in float32 (theory section 5).
+
+    It is 1 for every sample where the shapes differ: such a stage replaces the state, and there is nothing to
+    compare. A state of zeros has size 0 if it stays, 1 if it moves.
+    """
+    x, y = hidden(before), hidden(after)
+    if x.shape != y.shape:
+        return torch.ones(len(y), device=y.device)
+    x, y = x.float().flatten(1), y.float().flatten(1)
+    norm, step = torch.linalg.vector_norm(x, dim=1), torch.linalg.vector_norm(y - x, dim=1)
+    zero = norm == 0
+    return torch.where(zero, (step > 0).float(), step / torch.where(zero, 1.0, norm))
+
+
+def select(state: State, index: Int[Tensor, " m"] | Bool[Tensor, " n"]) -> State:
+    """The state of some samples: row numbers, or a mask over the batch."""
+    return tree_map(lambda tensor: tensor[index], state)

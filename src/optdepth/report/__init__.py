@@ -1,0 +1,6 @@
+"""The report: what a solved rule does, drawn and written down in one self-contained HTML page."""
+
+from .page import write_report
+from .study import Provenance, Timing
+
+__all__ = ["Provenance", "Timing", "write_report"]

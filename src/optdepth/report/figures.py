@@ -1,0 +1,280 @@
+"""Figures of the report, as inline SVG whose colours follow the page's light or dark scheme."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from io import StringIO
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from .regions import Decisions, Regions
+from .study import SOLVED, Study
+
+Array = np.ndarray
+
+INK, FAINT, GRID = "#1b1e23", "#5c6470", "#d5d9e0"
+BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER = "#0072b2", "#d55e00", "#009e73", "#b0568a", "#56b4e9", "#a87500"
+THEME = {
+    INK: "--ink",
+    FAINT: "--faint",
+    GRID: "--grid",
+    BLUE: "--blue",
+    ORANGE: "--orange",
+    GREEN: "--green",
+    PURPLE: "--purple",
+    SKY: "--sky",
+    AMBER: "--amber",
+}
+"""Colours that figures are drawn in, and the page's variables that stand in for them. After Okabe and Ito (2008),
+which people with any colour vision can tell apart; line styles and labels say the same again."""
+
+LINES: dict[str, tuple[str, Any]] = {
+    "snell": (BLUE, "-"),
+    "lookahead": (GREEN, "-"),
+    "confidence": (ORANGE, (0, (4, 2))),
+    "confidence per exit": (ORANGE, "-"),
+    "entropy": (PURPLE, (0, (4, 2))),
+    "entropy per exit": (PURPLE, "-"),
+    "patience": (AMBER, (0, (4, 2))),
+    "patience per exit": (AMBER, "-"),
+}
+"""Colour and line style of each method: a colour for each feature, dashed for one common threshold."""
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    "text.parse_math": False,  # a user's exit may be called "$x"
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "optdepth",
+}
+_WIDTH = 7.2
+"""Inches; the page shows an inch as about 105 pixels."""
+_BINS = 60
+_MOST_DISCRETE = 40
+"""A feature with at most so many values is drawn value by value."""
+
+
+def frontiers(study: Study) -> Markup:
+    """Accuracy against mean cost, and the difference at equal cost between the solved rule and its rival."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 6.6), layout="constrained")
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.4, 1.3))
+        _draw_frontiers(upper, study)
+        _draw_difference(lower, study)
+        figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        return _svg(figure, "frontiers", "Accuracy against mean cost, for every method and fixed depth")
+
+
+def _draw_frontiers(axes: Any, study: Study) -> None:
+    full = study.full.cost
+    grid = _grid(study)
+    for name, swept in study.frontiers.items():
+        costs, losses = swept.curve()
+        colour, style = LINES[name]
+        chosen = name in (SOLVED, study.rival)
+        if chosen:
+            low, _, high = swept.band(grid, seed=study.seed)
+            axes.fill_between(_percent(grid / full), _right(high), _right(low), color=colour, alpha=0.2, lw=0)
+        axes.plot(
+            _percent(costs / full),
+            _right(losses),
+            color=colour,
+            ls=style,
+            lw=2.2 if chosen else 1.1,
+            zorder=4 if name == SOLVED else 3 if chosen else 2,
+            label={SOLVED: "snell (solved rule)", study.rival: f"{study.rival} (best threshold)"}.get(name, name),
+        )
+    axes.plot(
+        [_percent(e.cost / full) for e in study.depths[:-1]],
+        [_right(e.loss) for e in study.depths[:-1]],
+        ls="",
+        marker="o",
+        ms=4,
+        color=FAINT,
+        label="one fixed exit for all",
+    )
+    axes.plot(
+        [_percent(p.cost / full) for p in study.hindsight],
+        [_right(p.loss) for p in study.hindsight],
+        color=FAINT,
+        ls=":",
+        lw=1.3,
+        label="hindsight: no rule is better",
+    )
+    axes.axhline(_right(study.full.loss), color=INK, lw=0.8, zorder=1)
+    axes.plot([100], [_right(study.full.loss)], marker="*", ms=11, color=INK, ls="", label="full network", zorder=5)
+    axes.set_ylabel("right answers, %")
+
+
+def _draw_difference(axes: Any, study: Study) -> None:
+    grid = _grid(study)
+    rival = study.frontiers[study.rival].resampled(grid, seed=study.seed)
+    gained = 100 * (rival - study.frontiers[SOLVED].resampled(grid, seed=study.seed))
+    low, middle, high = np.quantile(gained, [0.05, 0.5, 0.95], axis=0)
+    share = _percent(grid / study.full.cost)
+    axes.axhline(0, color=INK, lw=0.8)
+    axes.fill_between(share, low, high, color=BLUE, alpha=0.2, lw=0)
+    axes.plot(share, middle, color=BLUE, lw=1.6)
+    axes.set_title(f"snell minus {study.rival}, at equal mean cost")
+    axes.set_ylabel("points")
+    axes.set_xlabel("mean cost, % of the full network")
+
+
+def _grid(study: Study) -> Float[Array, " G"]:
+    paid = study.test.costs.paid()
+    return np.linspace(paid[0], paid[-1], 200)
+
+
+def exit_shares(study: Study) -> Markup:
+    """Where samples stop: one small chart a rule, one bar an exit."""
+    with matplotlib.rc_context(_STYLE):
+        rows = -(-len(study.results) // 2)
+        names = len(max(study.exits, key=len)) > 2
+        figure = Figure(figsize=(_WIDTH, 1.25 * rows + (0.9 if names else 0.5)), layout="constrained")
+        grid = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False)
+        places = np.arange(len(study.exits))
+        for axes, (name, result) in zip(grid.flat, study.results.items(), strict=False):
+            axes.bar(places, _percent(result.shares), width=0.75, color=LINES.get(name, (SKY, "-"))[0])
+            axes.set_title(f"{name}: {result.cost / study.full.cost:.0%} of the full cost")
+            axes.grid(axis="x", visible=False)
+        for i, axes in enumerate(grid.flat):
+            axes.set_visible(i < len(study.results))
+            axes.tick_params(labelbottom=i >= len(study.results) - 2)
+        grid[0, 0].set_xticks(places, study.exits, rotation=90 if names else 0)
+        figure.supylabel("samples that stop there, %", size=9)
+        return _svg(figure, "shares", "Share of the samples that stop at each exit, for every rule")
+
+
+def stop_regions(study: Study, regions: Regions) -> Markup:
+    """One row an exit: how the feature is spread over the samples that reach it, and which of them stop."""
+    with matplotlib.rc_context(_STYLE):
+        rows = len(regions.decisions)
+        figure = Figure(figsize=(_WIDTH, 0.62 * rows + 1.1), layout="constrained")
+        grid = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
+        scale = _Scale.of(np.concatenate([at.values for at in regions.decisions]))
+        for axes, at in zip(grid, regions.decisions, strict=True):
+            _draw_region(axes, at, regions.cut(at), scale, study.exits[at.exit])
+        grid[-1].tick_params(labelbottom=True)
+        grid[-1].set_xticks(scale.places, scale.labels)
+        grid[-1].set_xlabel(f"{regions.feature} at the exit")
+        keys = [Patch(color=BLUE, label="stops here"), Patch(color=GRID, label="goes deeper")]
+        figure.legend(handles=keys, loc="outside upper left", ncols=2)
+        return _svg(figure, "regions", f"Stop region at each exit over the observation {regions.feature}")
+
+
+def _draw_region(axes: Any, at: Decisions, cut: float, scale: _Scale, name: str) -> None:
+    """A histogram, and below it a strip whose blue is the share of the samples in that bin which stop."""
+    inside = scale.bin(at.values)
+    count = np.bincount(inside, minlength=len(scale.edges) - 1)
+    stopped = np.bincount(inside[at.stops], minlength=len(count))
+    width, left = np.diff(scale.edges), scale.edges[:-1]
+    axes.bar(left, count / max(1, count.max()), width, align="edge", color=FAINT, alpha=0.55, lw=0)
+    seen = count > 0
+    strip = {"bottom": -0.5, "align": "edge", "lw": 0, "antialiased": False}
+    axes.bar(left[seen], np.full(seen.sum(), 0.38), width[seen], color=GRID, **strip)
+    for share in np.unique(np.round(stopped[seen] / count[seen], 2)):  # one call a shade, not one a bar
+        bins = seen & (np.round(stopped / np.maximum(count, 1), 2) == share)
+        if share > 0:
+            axes.bar(left[bins], np.full(bins.sum(), 0.38), width[bins], color=BLUE, alpha=share, **strip)
+    if np.isfinite(cut):
+        axes.plot([scale(cut)] * 2, [-0.5, 1.0], color=INK, lw=1.2)
+    axes.set_xlim(scale.edges[0], scale.edges[-1])
+    axes.set_ylim(-0.55, 1.05)
+    axes.set_yticks([])
+    axes.grid(visible=False)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.tick_params(length=0)
+    axes.set_ylabel(name, rotation=0, ha="right", va="center")
+    stops = f"{at.stops.mean():.0%} stop" if len(at.stops) else "none come"
+    axes.annotate(
+        f"{len(at.stops):,} reach\n{stops}", (1.01, 0.45), xycoords="axes fraction", va="center", size=8, color=INK
+    )
+
+
+class _Scale:
+    """A horizontal axis for one feature: logit-like for shares in [0, 1], value by value for few values, else linear.
+
+    The outermost bins also hold what lies beyond them.
+    """
+
+    def __init__(self, edges: Float[Array, " B"], places: Sequence[float], labels: Iterable[str], logit: bool) -> None:
+        self.edges, self.places, self.labels, self.logit = edges, list(places), list(labels), logit
+
+    @classmethod
+    def of(cls, values: Float[Array, " n"]) -> _Scale:
+        distinct = np.unique(values)
+        if len(distinct) <= _MOST_DISCRETE:
+            edges = np.concatenate([[distinct[0] - 0.5], (distinct[1:] + distinct[:-1]) / 2, [distinct[-1] + 0.5]])
+            step = -(-len(distinct) // 12)
+            return cls(edges, distinct[::step], (f"{value:g}" for value in distinct[::step]), False)
+        logit = distinct[0] >= 0 and distinct[-1] <= 1
+        places = _logit(values) if logit else values.astype(np.float64)
+        low, high = np.quantile(places, [0.002, 0.998])
+        edges = np.linspace(low, high, _BINS + 1)
+        if not logit:
+            ticks = MaxNLocator(6).tick_values(low, high)
+            ticks = ticks[(ticks >= low) & (ticks <= high)]
+            return cls(edges, ticks, (f"{tick:g}" for tick in ticks), False)
+        nines = [10.0**-n for n in range(5, 0, -1)]
+        shown = [p for p in (*nines, 0.3, 0.5, 0.7, *(1 - n for n in reversed(nines))) if low <= _logit(p) <= high]
+        return cls(edges, [float(_logit(p)) for p in shown], (f"{p:g}" for p in shown), True)
+
+    def __call__(self, value: float | Float[Array, " n"]) -> Any:
+        return _logit(value) if self.logit else value
+
+    def bin(self, values: Float[Array, " n"]) -> Array:
+        """The bin of each value, 0-based."""
+        return np.clip(np.searchsorted(self.edges, self(values), side="right") - 1, 0, len(self.edges) - 2)
+
+
+def _logit(share: float | Float[Array, " n"]) -> Any:
+    held = np.clip(np.asarray(share, dtype=np.float64), 1e-6, 1 - 1e-6)
+    return np.log(held / (1 - held))
+
+
+def _right(loss: Any) -> Any:
+    """Percentage of right answers from a mean 0-1 loss."""
+    return 100 * (1 - np.asarray(loss))
+
+
+def _percent(share: Any) -> Any:
+    return 100 * np.asarray(share)
+
+
+def _svg(figure: Figure, name: str, description: str) -> Markup:
+    """A figure as an SVG element for an HTML page: themed, with identifiers of its own, and without metadata."""
+    buffer = StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = buffer.getvalue()
+    text = re.sub(r"<!--.*?-->|<style.*?</style>|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    _, _, inner = text[text.index("<svg") :].partition(">")
+    inner = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", inner.replace("xlink:href", "href"))
+    for colour, variable in THEME.items():
+        inner = inner.replace(colour, f"var({variable})")
+    width, height = 72 * figure.get_size_inches()
+    head = '<svg viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}">'
+    return Markup(head).format(width, height, description) + Markup(inner)

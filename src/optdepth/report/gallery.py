@@ -1,0 +1,68 @@
+"""Pictures of the inputs that stop first and last."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+from jaxtyping import Int
+from PIL import Image
+
+from .study import Study
+
+_SHOWN = 16
+_PIXELS = 96
+"""Longest side of a picture kept; larger ones are made smaller."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One input: its picture as a data address, what to say below it, and whether it was answered right."""
+
+    source: str
+    caption: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Some pictures under one heading."""
+
+    title: str
+    pictures: tuple[Picture, ...]
+
+
+def galleries(
+    study: Study, images: Callable[[int], Image.Image], labels: Sequence[str] | None
+) -> tuple[Gallery, ...]:
+    """The inputs at which the solved rule stops first, and those at which it stops last."""
+    exits = study.solved.exits
+
+    def picture(i: int) -> Picture:
+        right = bool(study.solved.losses[i] == 0)
+        said = [] if labels is None else [labels[i]]
+        caption = " · ".join([*said, f"exit {study.exits[exits[i]]}", "right" if right else "wrong"])
+        return Picture(_address(images(i)), caption, right)
+
+    first, last = (tuple(picture(int(i)) for i in _least(key)) for key in (exits, -exits))
+    return Gallery("Stop first", first), Gallery("Stop last", last)
+
+
+def _least(key: Int[np.ndarray, " N"]) -> Int[np.ndarray, " n"]:
+    """Samples with the least keys; those that tie for the last places are taken evenly over the trace."""
+    order = np.argsort(key, kind="stable")
+    edge = key[order[: _SHOWN]][-1]
+    sure, tied = np.flatnonzero(key < edge), np.flatnonzero(key == edge)
+    places = np.linspace(0, len(tied) - 1, min(_SHOWN - len(sure), len(tied))).round().astype(int)
+    return np.concatenate([sure, tied[places]])
+
+
+def _address(image: Image.Image) -> str:
+    small = image.convert("RGB")
+    small.thumbnail((_PIXELS, _PIXELS))
+    buffer = BytesIO()
+    small.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

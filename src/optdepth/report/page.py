@@ -1,0 +1,258 @@
+"""The page: sections of plain sentences, figures and tables, rendered into one self-contained HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from ..errors import InputError
+from ..files import write_atomically
+from ..stopping.evaluate import Evaluation
+from ..stopping.rule import Rule
+from ..trace import Trace
+from . import figures
+from .gallery import Gallery, galleries
+from .regions import Regions
+from .study import SOLVED, Provenance, Study, Timing
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a header; the first column names the row, the others are numbers."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the page: how to read it, then what there is to see, in the order of the fields."""
+
+    title: str
+    text: tuple[str, ...]
+    figure: Markup | None = None
+    tables: tuple[Table, ...] = ()
+    galleries: tuple[Gallery, ...] = ()
+    commands: tuple[str, ...] = ()
+
+
+def write_report(
+    path: str | Path,
+    *,
+    title: str,
+    exits: Sequence[str],
+    fit: Trace,
+    test: Trace,
+    rules: Mapping[str, Rule],
+    price: float,
+    made: Provenance,
+    images: Callable[[int], Image.Image] | None = None,
+    labels: Sequence[str] | None = None,
+    clock: Sequence[Timing] | None = None,
+    seed: int = 0,
+) -> None:
+    """Writes one HTML page about a solved rule: no script, no other file, nothing from the network.
+
+    Args:
+        path: of the page.
+        title: of the page.
+        exits: K names, in order of depth.
+        fit: trace of 0-1 losses on which the sweeps are solved; it shares no sample with `test`.
+        test: trace of 0-1 losses on which everything is measured.
+        rules: solved at `price` on `fit`, by their names in `stopping.frontier.METHODS`: "snell" and at least one
+            baseline. A rule under another name is shown as well.
+        price: loss that one unit of the traces' cost is worth.
+        made: how the numbers were made.
+        images: the picture of the sample at a position of the test trace; without it there is no gallery.
+        labels: (N,) what to call each test sample in the gallery, its right class for example.
+        clock: wall-clock measurements to show beside the costs.
+        seed: of the bootstrap.
+
+    Raises:
+        InputError: names, traces, rules or labels that do not fit together, as the message says.
+    """
+    if labels is not None and len(labels) != len(test):
+        raise InputError(f"{len(labels)} labels for {len(test)} test samples; give one each")
+    study = Study.measure(exits, fit, test, rules, price, seed)
+    sections = [_frontiers(study), _shares(study), _regions(study)]
+    if images is not None:
+        sections.append(_gallery(study, images, labels))
+    sections += [_costs(study, clock or ()), _rules(study), _provenance(study, made)]
+    template = Environment(
+        loader=PackageLoader("optdepth.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template("page.html.j2")
+    page = template.render(title=title, headline=_headline(study), verdict=_verdict(study), sections=sections)
+    write_atomically(Path(path), page.encode())
+
+
+def _headline(study: Study) -> str:
+    solved, full, rival = study.solved, study.full, study.results[study.rival]
+    return (
+        f"On {len(study.test):,} test inputs the solved rule answers {_accuracy(solved)} right at "
+        f"{_share(study, solved)} of the full network’s cost. The full network answers {_accuracy(full)} right; the "
+        f"best tuned threshold at the same price ({study.rival}) {_accuracy(rival)} at {_share(study, rival)}."
+    )
+
+
+def _verdict(study: Study) -> str:
+    """The solved rule against its rival, in the quantity that both minimise."""
+    more, error = study.advantage(study.results[study.rival])
+    share = more / study.results[study.rival].value(study.price)
+    if abs(more) < 1.96 * error:
+        found = "the two are the same within the noise of this test"
+    else:
+        found = f"the solved rule is {abs(share):.1%} {'better' if more > 0 else 'worse'}"
+    return (
+        f"A price of {study.price:g} says how much loss one unit of cost is worth, and both rules seek the least loss "
+        f"+ price × cost: {study.solved.value(study.price):.4f} against {study.results[study.rival].value(study.price):.4f}. "
+        f"On the same inputs they differ by {more:.4f} ± {error:.4f} (one standard error), so {found}."
+    )
+
+
+def _frontiers(study: Study) -> Section:
+    drops = (0.0, 0.005, 0.01)
+    header = ("mean cost needed, % of the full network", "at its accuracy", "0.5 points below", "1 point below")
+    rows = tuple(
+        (name, *(_percent(1 - swept.saving(drop)) for drop in drops)) for name, swept in study.frontiers.items()
+    )
+    text = (
+        "Every line is one way of deciding where to stop, from eager on the left to patient on the right; higher is "
+        "more right answers, further left is cheaper. All were tuned on other inputs than those that judge them here. "
+        "A rule earns its keep where it lies above the dots, which stand for shallower networks.",
+        "The lower chart subtracts the best threshold’s line from the solved rule’s: above zero the solved rule is more "
+        "accurate for the same cost. Shaded: 90% of 200 redraws of the test inputs.",
+    )
+    return Section("Accuracy against mean cost", text, figures.frontiers(study), (Table(header, rows),))
+
+
+def _shares(study: Study) -> Section:
+    text = (
+        "Easy inputs should stop early and hard ones go deep. Each chart is one rule at the same price; a bar is the "
+        "share of the test inputs that get their answer at that exit.",
+    )
+    return Section("Where inputs stop", text, figures.exit_shares(study))
+
+
+def _regions(study: Study) -> Section:
+    regions = Regions.of(study.rules[SOLVED], study.test)
+    text = [
+        "When is it worth going deeper? Each row is one exit and shows the inputs that reach it: the grey hills say how "
+        f"they are spread over the {regions.feature}, the strip below is blue where they stop. The black line is the "
+        "edge that tells the two apart best: on its blue side the next layer is not worth its cost.",
+    ]
+    if np.isnan(regions.ranked):
+        text.append("At this price the rule treats all inputs alike at every exit, so there is no edge to see.")
+    else:
+        text.append(
+            f"Of what the rule sees, the {regions.feature} follows its decisions most closely: of an input that stops "
+            f"and one that goes on at the same exit, it ranks {regions.ranked:.1%} of the pairs correctly."
+        )
+    return Section("The stop region", tuple(text), figures.stop_regions(study, regions))
+
+
+def _gallery(
+    study: Study, images: Callable[[int], Image.Image], labels: Sequence[str] | None
+) -> Section:
+    text = (
+        "Test inputs at which the solved rule stops first and last. Where more than sixteen tie, those shown are spread "
+        "evenly over the test set.",
+    )
+    return Section("First and last to stop", text, galleries=galleries(study, images, labels))
+
+
+def _costs(study: Study, clock: Sequence[Timing]) -> Section:
+    costs = study.test.costs
+    share = costs.relative()
+    header = ("exit", "trunk up to here", "looking", "answering", "paid if stopped here")
+    columns = (share.reach, share.probe, share.answer, share.paid())
+    rows = tuple(
+        (name, *(_percent(float(column[k])) for column in columns)) for k, name in enumerate(study.exits)
+    )
+    text = [
+        f"All in % of the full network without exits, which costs {costs.full:.4g} {costs.unit} an input. Looking is "
+        "the exit’s head and the rule; whoever stops at an exit has also paid for looking at all exits before it.",
+    ]
+    tables = [Table(header, rows)]
+    if clock:
+        text.append(
+            "The second table is the clock: time an input takes with the rule, against the plain network. Where the "
+            "share of time is above the share of cost, overhead eats some of the saving."
+        )
+        tables.append(
+            Table(
+                ("rule", "batch", "plain network, ms", "with the rule, ms", "share of time", "share of cost"),
+                tuple(
+                    (
+                        row.method,
+                        f"{row.batch:,}",
+                        f"{row.full_ms:.4g}",
+                        f"{row.engine_ms:.4g}",
+                        _percent(row.engine_ms / row.full_ms),
+                        _percent(row.cost_share),
+                    )
+                    for row in clock
+                ),
+            )
+        )
+    return Section("What everything costs", tuple(text), tables=tuple(tables))
+
+
+def _rules(study: Study) -> Section:
+    best = min(range(study.test.exits), key=lambda k: study.depths[k].value(study.price))
+    results = {
+        **study.results,
+        f"all at exit {study.exits[best]}, the best fixed one": study.depths[best],
+        "full network": study.full,
+    }
+    text = (
+        "Means over the test inputs ± one standard error. The last column is how much more loss + price × cost a rule "
+        "has than the solved one on the same inputs; less is better.",
+    )
+    rows = tuple(
+        (
+            name,
+            f"{_accuracy(result)} ± {100 * result.loss_error:.2f}",
+            f"{_share(study, result)} ± {100 * result.cost_error / study.full.cost:.2f}",
+            f"{result.value(study.price):.4f} ± {result.value_error(study.price):.4f}",
+            "–" if result is study.solved else "{:+.4f} ± {:.4f}".format(*study.advantage(result)),
+        )
+        for name, result in results.items()
+    )
+    header = ("rule", "right answers", "mean cost", "loss + price × cost", "more than solved")
+    return Section(f"All rules at price {study.price:g}", text, tables=(Table(header, rows),))
+
+
+def _provenance(study: Study, made: Provenance) -> Section:
+    groups: list[tuple[str, Mapping[str, object]]] = [
+        ("samples", {"fit the rules": f"{len(study.fit):,}", "judge them (test)": f"{len(study.test):,}"}),
+        ("training", made.training),
+        ("seeds", {**made.seeds, "bootstrap": study.seed}),
+        ("versions", made.versions),
+    ]
+    tables = tuple(
+        Table((name, ""), tuple((key, str(value)) for key, value in held.items())) for name, held in groups if held
+    )
+    text = ("The commands that made every number on this page, in order, and what they ran with.",)
+    return Section("How it was made", text, tables=tables, commands=tuple(made.commands))
+
+
+def _accuracy(result: Evaluation) -> str:
+    return f"{1 - result.loss:.2%}"
+
+
+def _share(study: Study, result: Evaluation) -> str:
+    return f"{result.cost / study.full.cost:.1%}"
+
+
+def _percent(share: float) -> str:
+    return "not reached" if np.isnan(share) else f"{share:.1%}"

@@ -1,0 +1,145 @@
+"""Thresholds on one feature: the rules in use today, each tuned as well as it can be.
+
+A common threshold is found exactly, over all there are. One threshold per exit is found by coordinate descent on the
+same objective, each coordinate exactly; the common threshold is its start, so it is never worse on the fit split.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..errors import InputError
+from ..trace import Trace
+from .price import solve_at
+from .rule import Origin, Rule
+
+Array = np.ndarray
+
+
+class Threshold(Rule):
+    """Stops where one feature is at least (or, below=True, at most) the exit's threshold.
+
+    Args:
+        thresholds: (K - 1,) one for each exit but the last.
+    """
+
+    def __init__(self, origin: Origin, feature: str, thresholds: Tensor, below: bool = False) -> None:
+        super().__init__(origin, (feature,))
+        if thresholds.shape != (len(origin.costs) - 1,):
+            raise InputError(
+                f"{tuple(thresholds.shape)} thresholds for {len(origin.costs)} exits; one each but the last"
+            )
+        self.below = below
+        self.thresholds: Tensor
+        self.register_buffer("thresholds", thresholds.float())
+
+    def stop(self, k: int, observation: Float[Tensor, "n F"]) -> Bool[Tensor, " n"]:
+        score, threshold = observation[:, 0], self.thresholds[k]
+        return score <= threshold if self.below else score >= threshold
+
+    def arguments(self) -> dict[str, Any]:
+        return {"feature": self.features[0], "thresholds": self.thresholds, "below": self.below}
+
+
+def confidence(
+    trace: Trace, *, price: float | None = None, budget: float | None = None, per_exit: bool = False
+) -> Threshold:
+    """Stops once the most likely class is likely enough (the rule of BranchyNet, MSDNet and CALM)."""
+    return tuned(trace, "confidence", price=price, budget=budget, per_exit=per_exit)
+
+
+def entropy(
+    trace: Trace, *, price: float | None = None, budget: float | None = None, per_exit: bool = False
+) -> Threshold:
+    """Stops once the class distribution is sharp enough (the rule of DeeBERT)."""
+    return tuned(trace, "entropy", below=True, price=price, budget=budget, per_exit=per_exit)
+
+
+def patience(
+    trace: Trace, *, price: float | None = None, budget: float | None = None, per_exit: bool = False
+) -> Threshold:
+    """Stops once enough exits in a row agree (the rule of PABEE)."""
+    return tuned(trace, "streak", price=price, budget=budget, per_exit=per_exit)
+
+
+def tuned(
+    trace: Trace,
+    feature: str,
+    *,
+    below: bool = False,
+    price: float | None = None,
+    budget: float | None = None,
+    per_exit: bool = False,
+) -> Threshold:
+    """The threshold, or thresholds, on one feature with the least mean of loss + price x cost on a trace.
+
+    Args:
+        trace: the fit split.
+        feature: a column of the trace's observations.
+        below: stop at values at most the threshold instead of at least.
+        price, budget: as in `solve_at`; exactly one.
+        per_exit: one threshold for each exit instead of one for all.
+    """
+    score = trace.columns([feature])[:, :-1, 0] * np.float32(-1 if below else 1)
+
+    def solve(price: float) -> Threshold:
+        values = trace.losses + price * trace.costs.paid()
+        cuts = np.full(trace.exits - 1, common_cut(score, values)[0], dtype=np.float32)
+        if per_exit:
+            cuts = exit_cuts(score, values, cuts)
+        thresholds = torch.from_numpy(-cuts if below else cuts)
+        return Threshold(Origin.of(trace, price), feature, thresholds, below)
+
+    return solve_at(trace, solve, price=price, budget=budget)
+
+
+def common_cut(score: Float[Array, "N K-1"], values: Float[Array, "N K"]) -> tuple[float, float]:
+    """The one cut c with the least mean of values at the first exit where score >= c, and that mean; exact.
+
+    A sample leaves exit k behind when the running maximum of its score is below c, and then its value changes by
+    values[k+1] - values[k]: so the mean over all cuts is one cumulative sum in the order of the running maxima.
+    """
+    highest = np.maximum.accumulate(score, axis=1).ravel()
+    change = np.diff(values, axis=1).ravel()
+    order = np.argsort(highest, kind="stable")
+    levels, first = np.unique(highest[order], return_index=True)
+    total = np.concatenate([[0.0], np.cumsum(change[order])])
+    sums = np.append(total[first], total[-1])
+    best = sums.argmin()
+    return float(np.append(levels, np.inf)[best]), float(values[:, 0].mean() + sums[best] / len(values))
+
+
+def exit_cuts(
+    score: Float[Array, "N K-1"], values: Float[Array, "N K"], start: Float[Array, " K-1"], sweeps: int = 10
+) -> Float[Array, " K-1"]:
+    """One cut per exit by coordinate descent, deepest exit first, each on the samples that reach it."""
+    cuts = start.copy()
+    for _ in range(sweeps):
+        before = cuts.copy()
+        stops = score >= cuts
+        follows = values[:, -1]
+        for k in reversed(range(len(cuts))):
+            reached = ~stops[:, :k].any(axis=1)
+            if reached.any():
+                cuts[k] = _best_cut(score[reached, k], (values[:, k] - follows)[reached])
+                stops[:, k] = score[:, k] >= cuts[k]
+            follows = np.where(stops[:, k], values[:, k], follows)
+        if np.array_equal(cuts, before):
+            break
+    return cuts
+
+
+def _best_cut(score: Float[Array, " n"], change: Float[Array, " n"]) -> float:
+    """The cut with the least sum of change over the samples with score >= cut; infinity stops none."""
+    order = np.argsort(-score, kind="stable")
+    levels = score[order]
+    total = np.cumsum(change[order])
+    last_of_level = np.append(levels[1:] != levels[:-1], True)
+    candidates = np.flatnonzero(last_of_level)
+    best = candidates[total[candidates].argmin()]
+    return float(levels[best]) if total[best] < 0 else float("inf")

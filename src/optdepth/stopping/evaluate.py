@@ -1,0 +1,80 @@
+"""What a rule does on samples that fitted nothing: mean loss, mean cost, where it stops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ..errors import InputError
+from ..trace import Trace
+from .rule import Rule, samples_digest
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A rule on a trace.
+
+    Attributes:
+        loss, cost: means over the samples; loss in the task's unit, cost in the trace's.
+        loss_error, cost_error: their standard errors.
+        shares: (K,) share of the samples that stop at each exit.
+        exits: (N,) exit of each sample, 0-based.
+        losses, costs: (N,) of each sample.
+    """
+
+    loss: float
+    cost: float
+    loss_error: float
+    cost_error: float
+    shares: Float[np.ndarray, " K"]
+    exits: Int[np.ndarray, " N"]
+    losses: Float[np.ndarray, " N"]
+    costs: Float[np.ndarray, " N"]
+
+    def value(self, price: float) -> float:
+        """Mean of loss + price x cost, what a solver minimises."""
+        return self.loss + price * self.cost
+
+    def value_error(self, price: float) -> float:
+        """Standard error of `value`."""
+        return _standard_error(self.losses + price * self.costs)
+
+    def __str__(self) -> str:
+        return (
+            f"loss {self.loss:.4f} ± {self.loss_error:.4f}, cost {self.cost:.4g} ± {self.cost_error:.2g} "
+            f"on {len(self.exits):,} samples"
+        )
+
+
+def evaluate(rule: Rule, trace: Trace) -> Evaluation:
+    """Applies a rule to a trace of samples that it was not fitted on.
+
+    Raises:
+        InputError: the trace is the one that fitted the rule, or comes from another network.
+    """
+    if rule.origin.fitted_on == samples_digest(trace):
+        raise InputError("these samples fitted the rule, so they cannot judge it; evaluate on another split")
+    return applied(rule, trace)
+
+
+def applied(rule: Rule, trace: Trace) -> Evaluation:
+    """What `evaluate` reports, without asking what fitted the rule; for solvers at work on their own split."""
+    exits = rule.exits(trace)
+    losses = trace.losses[np.arange(len(trace)), exits]
+    costs = trace.costs.paid(rule.looks)[exits]
+    return Evaluation(
+        loss=float(losses.mean()),
+        cost=float(costs.mean()),
+        loss_error=_standard_error(losses),
+        cost_error=_standard_error(costs),
+        shares=np.bincount(exits, minlength=trace.exits) / len(trace),
+        exits=exits,
+        losses=losses,
+        costs=costs,
+    )
+
+
+def _standard_error(values: Float[np.ndarray, " N"]) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("inf")

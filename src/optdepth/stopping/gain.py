@@ -1,0 +1,41 @@
+"""The rule that a fitted continuation value gives: stop where going on gains nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .regression import Additive
+from .rule import Origin, Rule
+
+
+class GainRule(Rule):
+    """Stops where the fitted gain of going on, E[Y_k - U_{k+1} | s_k], is not positive.
+
+    Args:
+        gains: one fitted function for each exit but the last, of the features named.
+    """
+
+    def __init__(self, origin: Origin, features: Sequence[str], gains: Sequence[Additive]) -> None:
+        super().__init__(origin, features)
+        self.gains = nn.ModuleList(gains)
+
+    def stop(self, k: int, observation: Float[Tensor, "n F"]) -> Bool[Tensor, " n"]:
+        return self.gains[k](observation) <= 0
+
+    def arguments(self) -> dict[str, Any]:
+        tensors = {
+            f"{k}.{name}": value for k, gain in enumerate(self.gains) for name, value in gain.named_buffers()
+        }
+        return {"features": list(self.features), **tensors}
+
+    @classmethod
+    def restore(cls, origin: Origin, arguments: dict[str, Any]) -> Self:
+        gains = [
+            Additive(**{name: arguments[f"{k}.{name}"] for name in ("low", "scale", "weight", "intercept")})
+            for k in range(len(origin.costs) - 1)
+        ]
+        return cls(origin, arguments["features"], gains)

@@ -1,0 +1,69 @@
+"""Price or budget: every solver takes one of the two, and a budget is met by a bisection over the price."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+
+from ..errors import InputError
+from ..trace import Trace
+from .evaluate import applied
+from .rule import Rule
+
+R = TypeVar("R", bound=Rule)
+
+_CLOSE = 0.005
+"""A budget counts as met when the mean cost is below it by no more than this share."""
+
+
+def solve_at(trace: Trace, solve: Callable[[float], R], *, price: float | None, budget: float | None) -> R:
+    """The rule at the price given, or the dearest found whose mean cost on `trace` keeps within the budget.
+
+    Args:
+        solve: the rule at a price; its mean cost falls as the price rises.
+        price: loss that one unit of cost is worth, >= 0.
+        budget: mean cost a sample, in the unit of the trace's costs.
+
+    Raises:
+        InputError: not exactly one of the two is given, the price is negative, or no rule meets the budget.
+    """
+    if (price is None) == (budget is None):
+        raise InputError("say either price= (loss that one unit of cost is worth) or budget= (mean cost)")
+    if price is not None:
+        if not np.isfinite(price) or price < 0:
+            raise InputError(f"price is {price:g}; it is loss per unit of cost: finite and >= 0")
+        return solve(price)
+    assert budget is not None
+    return _bisect(trace, solve, budget)
+
+
+def _bisect(trace: Trace, solve: Callable[[float], R], budget: float) -> R:
+    least = float(trace.costs.paid()[0])
+    if not budget >= least:
+        raise InputError(
+            f"no rule meets a mean cost of {budget:g} {trace.costs.unit}: the nearest is {least:g}, "
+            "where every sample stops at the first exit"
+        )
+    free = solve(0.0)
+    if applied(free, trace).cost <= budget:
+        return free
+    low, high = 0.0, float(np.ptp(trace.losses) or 1.0) / trace.costs.full
+    while applied(best := solve(high), trace).cost > budget:
+        low, high = high, 4 * high
+        if high > 1e12:
+            raise InputError(
+                f"no price brings the mean cost of this kind of rule down to {budget:g} "
+                f"{trace.costs.unit}; the nearest is {applied(best, trace).cost:g}"
+            )
+    for _ in range(24):
+        if applied(best, trace).cost >= budget * (1 - _CLOSE):
+            break
+        middle = (low * high) ** 0.5 if low > 0 else high / 8
+        rule = solve(middle)
+        if applied(rule, trace).cost <= budget:
+            best, high = rule, middle
+        else:
+            low = middle
+    return best

@@ -1,0 +1,156 @@
+"""Rule: the contract of a stopping rule; what it was solved on; what it does to a trace."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..files import read_json, read_tensors, write_json, write_tensors
+from ..trace import Costs, Trace
+
+_FORMAT, _VERSION = "optdepth.rule", 1
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """What a rule was solved on: enough to refuse it elsewhere.
+
+    Attributes:
+        costs: of the exits, in whose unit the price is.
+        network: fingerprint of the network recorded; empty for a trace without one.
+        price: loss that one unit of cost is worth; None for a rule that no price was needed for.
+        fitted_on: digest of the samples that fitted the rule.
+    """
+
+    costs: Costs
+    network: str = ""
+    price: float | None = None
+    fitted_on: str = ""
+
+    @classmethod
+    def of(cls, trace: Trace, price: float | None = None) -> Self:
+        """The origin of a rule that this trace fits at this price."""
+        return cls(trace.costs, trace.network, price, samples_digest(trace))
+
+
+class Rule(nn.Module, ABC):
+    """A stopping rule: at each exit, from what may be seen there, stop or go on.
+
+    A rule is small, holds its numbers as buffers (so `.to(device)` moves it), and decides for a batch at a time. The
+    last exit always stops and is never asked.
+    """
+
+    kinds: ClassVar[dict[str, type[Rule]]] = {}
+
+    features: tuple[str, ...]
+    """Names of the observation's columns that `stop` reads, in order."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Rule.kinds[cls.__name__] = cls
+
+    def __init__(self, origin: Origin, features: Sequence[str]) -> None:
+        super().__init__()
+        self.origin = origin
+        self.features = tuple(features)
+
+    @abstractmethod
+    def stop(self, k: int, observation: Float[Tensor, "n F"]) -> Bool[Tensor, " n"]:
+        """Whether each sample stops at exit k (0-based, before the last), given its features there."""
+
+    @abstractmethod
+    def arguments(self) -> dict[str, Any]:
+        """What rebuilds the rule besides its origin: tensors, and values that JSON can hold."""
+
+    @classmethod
+    def restore(cls, origin: Origin, arguments: dict[str, Any]) -> Self:
+        """The rule that `arguments` describes."""
+        return cls(origin, **arguments)
+
+    @property
+    def looks(self) -> tuple[bool, ...]:
+        """Which exits the rule looks at; it passes the others by, and what looking costs there is not paid."""
+        return (True,) * len(self.origin.costs)
+
+    def check(self, network: str, exits: int) -> None:
+        """Refuses another network, or a trace of another number of exits."""
+        if exits != len(self.origin.costs):
+            raise InputError(f"the rule decides between {len(self.origin.costs)} exits, but here are {exits}")
+        if network and self.origin.network and network != self.origin.network:
+            raise InputError(
+                f"the rule was solved for network {self.origin.network}, this is network {network}; "
+                "record this network and solve again"
+            )
+
+    def exits(self, trace: Trace) -> Int[np.ndarray, " N"]:
+        """The exit (0-based) at which each sample of a trace stops."""
+        self.check(trace.network, trace.exits)
+        device = next(self.buffers(), torch.empty(0)).device
+        columns = torch.from_numpy(trace.columns(self.features))
+        stops = np.ones(trace.losses.shape, dtype=bool)
+        for k in range(trace.exits - 1):
+            stops[:, k] = self.stop(k, columns[:, k].to(device)).cpu().numpy() if self.looks[k] else False
+        return stops.argmax(axis=1)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `rule.json` and `rule.safetensors` into a folder."""
+        arguments = self.arguments()
+        tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+        plain = {name: value for name, value in arguments.items() if name not in tensors}
+        origin = asdict(self.origin)
+        costs = {name: np.asarray(v).tolist() for name, v in origin.pop("costs").items()}
+        about = {"format": _FORMAT, "version": _VERSION, "kind": type(self).__name__}
+        write_tensors(Path(folder) / "rule.safetensors", tensors, about)
+        write_json(Path(folder) / "rule.json", about | {"arguments": plain, "costs": costs, "origin": origin})
+
+    @staticmethod
+    def load(folder: str | Path) -> Rule:
+        """Reads what `save` wrote; anything else is refused."""
+        expected = {"format": _FORMAT, "version": _VERSION, "make_it": "solve the rule again"}
+        about = read_json(Path(folder) / "rule.json", **expected)  # type: ignore[arg-type]
+        tensors, _ = read_tensors(Path(folder) / "rule.safetensors", **expected)  # type: ignore[arg-type]
+        if about.get("kind") not in Rule.kinds:
+            raise InputError(
+                f"{folder} holds a rule of kind {about.get('kind')!r}, which this optdepth lacks"
+            )
+        try:
+            origin = Origin(Costs(**about["costs"]), **about["origin"])
+            return Rule.kinds[about["kind"]].restore(origin, {**about["arguments"], **tensors})
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{folder} holds a damaged rule ({error}); solve it again") from None
+
+
+class FixedDepth(Rule):
+    """Every sample stops at the same exit: a shallower network, the least a rule must beat."""
+
+    def __init__(self, origin: Origin, exit: int) -> None:
+        super().__init__(origin, ())
+        if not 0 <= exit < len(origin.costs):
+            raise InputError(f"exit {exit} is outside 0..{len(origin.costs) - 1}")
+        self.exit = exit
+
+    @property
+    def looks(self) -> tuple[bool, ...]:
+        return tuple(k == self.exit for k in range(len(self.origin.costs)))
+
+    def stop(self, k: int, observation: Float[Tensor, "n F"]) -> Bool[Tensor, " n"]:
+        return torch.full((len(observation),), k == self.exit, device=observation.device)
+
+    def arguments(self) -> dict[str, Any]:
+        return {"exit": self.exit}
+
+
+def samples_digest(trace: Trace) -> str:
+    """Names a set of samples: their source and rows, whatever their order."""
+    rows = np.sort(trace.rows)
+    return hashlib.blake2b(trace.source.encode() + rows.tobytes(), digest_size=8).hexdigest()

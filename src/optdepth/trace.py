@@ -1,0 +1,324 @@
+"""Trace: what N inputs met at K exits. Enough to solve, tune, certify and draw without the network."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
+
+from .errors import InputError
+from .files import read_tensors, write_tensors
+from .observe import Observer
+
+Array = np.ndarray
+_FORMAT, _VERSION = "optdepth.trace", 1
+
+
+@dataclass(frozen=True, eq=False)
+class Costs:
+    """What reaching, looking at and answering from each exit costs, in one unit.
+
+    Attributes:
+        reach: (K,) cost of running the trunk up to exit k; cumulative, so it never falls with depth.
+        probe: (K,) cost of looking at exit k: its head, the observation, the rule.
+        answer: (K,) further cost of the answer once stopped at k; 0 where looking already produced it.
+        unit: the unit, for people.
+    """
+
+    reach: Float[Array, " K"]
+    probe: Float[Array, " K"]
+    answer: Float[Array, " K"]
+    unit: str = "cost"
+
+    def __post_init__(self) -> None:
+        reach = np.asarray(self.reach, dtype=np.float64)
+        if reach.ndim != 1 or len(reach) == 0:
+            raise InputError(f"reach must be one cost an exit, shape (K,); got shape {reach.shape}")
+        object.__setattr__(self, "reach", reach)
+        for name in ("probe", "answer"):
+            given = np.asarray(getattr(self, name), dtype=np.float64)
+            value = np.full(len(reach), float(given)) if given.ndim == 0 else given
+            if value.shape != reach.shape:
+                raise InputError(f"{name} has shape {value.shape}, reach has {reach.shape}: one cost an exit")
+            object.__setattr__(self, name, value)
+        for name in ("reach", "probe", "answer"):
+            value = getattr(self, name)
+            bad = np.flatnonzero(~np.isfinite(value) | (value < 0))
+            if len(bad):
+                raise InputError(
+                    f"{name} cost of exit {bad[0]} is {value[bad[0]]}; costs are finite and >= 0"
+                )
+        falls = np.flatnonzero(np.diff(reach) < 0)
+        if len(falls):
+            k = falls[0]
+            raise InputError(
+                f"reach falls from {reach[k]:g} at exit {k} to {reach[k + 1]:g} at exit {k + 1}; "
+                "it is cumulative: give the cost of the whole trunk up to each exit"
+            )
+
+    @classmethod
+    def of(
+        cls, reach: ArrayLike, probe: ArrayLike = 0.0, answer: ArrayLike = 0.0, unit: str = "cost"
+    ) -> Self:
+        """Costs from anything array-like; one number for probe or answer counts for every exit."""
+        return cls(np.asarray(reach), np.asarray(probe), np.asarray(answer), unit)
+
+    def __len__(self) -> int:
+        return len(self.reach)
+
+    @property
+    def full(self) -> float:
+        """Cost of the network without exits: the whole trunk and its last head."""
+        return float(self.reach[-1] + self.probe[-1] + self.answer[-1])
+
+    def paid(self, looks: Sequence[bool] | None = None) -> Float[Array, " K"]:
+        """C_k: what a sample that stops at exit k has paid, (K,). The exit stopped at is always looked at.
+
+        Args:
+            looks: which exits are looked at on the way; all of them when not given.
+        """
+        seen = np.ones(len(self)) if looks is None else np.asarray(looks, dtype=np.float64)
+        before = np.concatenate([[0.0], np.cumsum(self.probe * seen)[:-1]])
+        return self.reach + before + self.probe + self.answer
+
+    def relative(self) -> Costs:
+        """The same costs as multiples of the full network's, the unit in which a price is easiest to read."""
+        if self.full <= 0:
+            raise InputError("the full network costs nothing; a share of it is undefined")
+        unit = f"full passes of {self.full:.4g} {self.unit}"
+        return Costs(self.reach / self.full, self.probe / self.full, self.answer / self.full, unit)
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What N inputs met at K exits.
+
+    Attributes:
+        losses: (N, K) loss of the answer given at each exit, any bounded task loss; a reward is a negative loss.
+        observations: (N, K, F) what may be seen at each exit without the label.
+        costs: what each exit costs.
+        features: F names of the observation's columns.
+        posterior_losses: (N, K) loss that the last exit's class distribution expects of each exit's answer. The
+            realised loss without the label's noise (theory, section 10): solvers fit on it, never report on it.
+        source: where the samples come from; two traces overlap when the source is the same and rows meet.
+        rows: (N,) number of each sample in its source.
+        network: fingerprint of the network recorded, empty when there is none.
+    """
+
+    losses: Float[Array, "N K"]
+    observations: Float[Array, "N K F"]
+    costs: Costs
+    features: tuple[str, ...] = ()
+    posterior_losses: Float[Array, "N K"] | None = None
+    source: str = ""
+    rows: Int[Array, " N"] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    network: str = ""
+
+    def __post_init__(self) -> None:
+        losses = np.asarray(self.losses, dtype=np.float64)
+        observations = np.asarray(self.observations, dtype=np.float32)
+        _check_shapes(losses, observations, self.costs)
+        _check_finite("loss", losses)
+        _check_finite("observation", observations)
+        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 - frozen dataclass
+        put("losses", losses)
+        put("observations", observations)
+        put("features", tuple(self.features) or tuple(f"x{f}" for f in range(observations.shape[2])))
+        if len(self.features) != observations.shape[2]:
+            raise InputError(
+                f"{len(self.features)} feature names for {observations.shape[2]} observation columns"
+            )
+        if self.posterior_losses is not None:
+            posterior = np.asarray(self.posterior_losses, dtype=np.float64)
+            if posterior.shape != losses.shape:
+                raise InputError(f"posterior_losses has shape {posterior.shape}, losses {losses.shape}")
+            _check_finite("posterior loss", posterior)
+            put("posterior_losses", posterior)
+        put("source", self.source or _digest(losses, observations))
+        put("rows", np.asarray(self.rows, dtype=np.int64) if len(self.rows) else np.arange(len(losses)))
+        if self.rows.shape != (len(losses),):
+            raise InputError(f"rows has shape {self.rows.shape} for {len(losses)} samples")
+
+    @classmethod
+    def from_logits(
+        cls,
+        logits: Float[Any, "N K C"],
+        labels: Int[Any, " N"],
+        costs: Costs,
+        *,
+        residuals: Float[Any, "N K"] | None = None,
+        **where: Any,
+    ) -> Self:
+        """A trace of 0-1 losses from the logits of every exit.
+
+        Args:
+            logits: of every exit, on every sample.
+            labels: the right class of each sample, 0..C-1.
+            residuals: relative residual size before each exit; adds the feature `residual`.
+            where: `source`, `rows` and `network` of the trace.
+        """
+        scores, right = torch.as_tensor(logits), torch.as_tensor(labels)
+        if scores.ndim != 3 or right.shape != scores.shape[:1]:
+            raise InputError(
+                f"logits must be (N, K, C) and labels (N,); got {tuple(scores.shape)}, {tuple(right.shape)}"
+            )
+        _check_finite("logit", scores.numpy())
+        outside = torch.nonzero((right < 0) | (right >= scores.shape[2]))
+        if len(outside):
+            i = int(outside[0])
+            raise InputError(f"label {int(right[i])} of sample {i} is outside 0..{scores.shape[2] - 1}")
+        names = ("confidence", "margin", "entropy", "streak", "divergence")
+        observer = Observer(names if residuals is None else (*names, "residual"))
+        moved = None if residuals is None else torch.as_tensor(residuals)
+        columns, memory = [], {}
+        for k in range(scores.shape[1]):
+            seen, memory = observer(scores[:, k], memory, None if moved is None else moved[:, k])
+            columns.append(seen)
+        answers = scores.argmax(-1)
+        posterior = scores[:, -1].double().softmax(-1)
+        return cls(
+            losses=(answers != right[:, None]).double().numpy(),
+            observations=torch.stack(columns, dim=1).numpy(),
+            costs=costs,
+            features=observer.features,
+            posterior_losses=(1.0 - posterior.gather(1, answers)).numpy(),
+            **where,
+        )
+
+    def __len__(self) -> int:
+        return len(self.losses)
+
+    @property
+    def exits(self) -> int:
+        """K, the number of exits."""
+        return int(self.losses.shape[1])
+
+    def columns(self, features: Sequence[str]) -> Float[Array, "N K f"]:
+        """The observations of the features named, in that order."""
+        missing = [name for name in features if name not in self.features]
+        if missing:
+            raise InputError(f"the trace has no feature {missing[0]!r}; it has {', '.join(self.features)}")
+        if tuple(features) == self.features:
+            return self.observations
+        return self.observations[:, :, [self.features.index(name) for name in features]]
+
+    def select(self, index: Int[Array, " n"]) -> Trace:
+        """The samples at the positions (or under the mask) given."""
+        kept = self.losses[index]
+        if len(kept) == 0:
+            raise InputError("an empty selection is no trace")
+        posterior = None if self.posterior_losses is None else self.posterior_losses[index]
+        return replace(
+            self,
+            losses=kept,
+            observations=self.observations[index],
+            posterior_losses=posterior,
+            rows=self.rows[index],
+        )
+
+    def split(self, *shares: float, seed: int) -> list[Trace]:
+        """Disjoint random parts, one a share; shares are positive and sum to at most 1."""
+        if not shares or min(shares) <= 0 or sum(shares) > 1 + 1e-9:
+            raise InputError(f"shares {shares} must be positive and sum to at most 1")
+        order = np.random.default_rng(seed).permutation(len(self))
+        ends = np.round(np.cumsum([0.0, *shares]) * len(self)).astype(int)
+        return [self.select(order[a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
+    def overlap(self, other: Trace) -> int:
+        """How many samples both traces hold."""
+        return len(np.intersect1d(self.rows, other.rows)) if self.source == other.source else 0
+
+    @staticmethod
+    def concat(traces: Sequence[Trace]) -> Trace:
+        """One trace of the samples of several, recorded from the same source, network and exits."""
+        first = traces[0]
+        for other in traces[1:]:
+            same = (other.source, other.network, other.features) == (
+                first.source,
+                first.network,
+                first.features,
+            )
+            if not same or not np.array_equal(other.costs.paid(), first.costs.paid()):
+                raise InputError("traces to concatenate must share source, network, features and costs")
+        rows = np.concatenate([t.rows for t in traces])
+        if twice := len(rows) - len(np.unique(rows)):
+            raise InputError(f"{twice} samples are in more than one of the traces; each may count once")
+        posteriors = [t.posterior_losses for t in traces if t.posterior_losses is not None]
+        return replace(
+            first,
+            losses=np.concatenate([t.losses for t in traces]),
+            observations=np.concatenate([t.observations for t in traces]),
+            posterior_losses=np.concatenate(posteriors) if len(posteriors) == len(traces) else None,
+            rows=rows,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Writes one safetensors file, whole or not at all."""
+        tensors = {"losses": self.losses, "observations": self.observations, "rows": self.rows}
+        tensors |= {"reach": self.costs.reach, "probe": self.costs.probe, "answer": self.costs.answer}
+        if self.posterior_losses is not None:
+            tensors["posterior_losses"] = self.posterior_losses
+        about = {"format": _FORMAT, "version": _VERSION, "features": self.features, "unit": self.costs.unit}
+        about |= {"source": self.source, "network": self.network}
+        write_tensors(Path(path), {name: torch.as_tensor(value) for name, value in tensors.items()}, about)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Reads what `save` wrote; anything else is refused."""
+        held, about = read_tensors(
+            Path(path), format=_FORMAT, version=_VERSION, make_it="record the trace again"
+        )
+        tensors = {name: value.numpy() for name, value in held.items()}
+        try:
+            costs = Costs(tensors["reach"], tensors["probe"], tensors["answer"], about["unit"])
+            return cls(
+                losses=tensors["losses"],
+                observations=tensors["observations"],
+                costs=costs,
+                features=tuple(about["features"]),
+                posterior_losses=tensors.get("posterior_losses"),
+                source=about["source"],
+                rows=tensors["rows"],
+                network=about["network"],
+            )
+        except KeyError as error:
+            raise InputError(f"{path} lacks {error}; record it again") from None
+
+
+def _check_shapes(losses: Array, observations: Array, costs: Costs) -> None:
+    if losses.ndim != 2 or len(losses) == 0:
+        raise InputError(f"losses must be (N, K) with N >= 1; got shape {losses.shape}")
+    if losses.shape[1] < 2:
+        raise InputError(f"a trace needs at least two exits to choose between; got {losses.shape[1]}")
+    if observations.ndim != 3 or observations.shape[:2] != losses.shape or observations.shape[2] == 0:
+        raise InputError(
+            f"observations must be (N, K, F) with (N, K) = {losses.shape} and F >= 1; "
+            f"got shape {observations.shape}"
+        )
+    if len(costs) != losses.shape[1]:
+        raise InputError(f"costs of {len(costs)} exits for losses at {losses.shape[1]} exits")
+
+
+def _check_finite(what: str, values: Array) -> None:
+    if np.isfinite(values.sum(dtype=np.float64)):  # one cheap pass in the usual case
+        return
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        where = tuple(int(i) for i in bad[0])
+        raise InputError(
+            f"{what} of sample {where[0]} at exit {where[1]} is {values[where]}; it must be finite"
+        )
+
+
+def _digest(*arrays: Array) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

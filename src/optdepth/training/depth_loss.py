@@ -1,0 +1,260 @@
+"""The depth regularizer L_depth (theory section 6): how much each exit's loss shapes the trunk, per sample.
+
+One idea covers every part. Let L (n, K) be the cross-entropies of a batch at the K exits, C (K,) the costs
+with C_K = 1, λ the price, h (n, K) halting probabilities. A part is a loss J(L, C, λ, h, ...) -> (n,). Then
+
+- every head is trained in full, on the mean of its own L_k over all samples;
+- the trunk receives w_k = ∂J/∂L_k per sample: a gate between trunk and head k passes the features on
+  unchanged, and multiplies the gradient that comes back by w_k;
+- the halting head receives ∂J/∂h, with L and its own observations held fixed;
+- what J asks of the states themselves (residual sizes) reaches the trunk directly.
+
+So a part that weighs the last exit alone trains the network without exits, with probes on its states.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import InputError
+
+Need = Literal["price", "halting", "residuals"]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a part may use of one batch.
+
+    Attributes:
+        losses: (n, K) cross-entropies L in nats; they carry no gradient to the network.
+        costs: (K,) cumulative costs C, with C_K = 1.
+        price: λ, nats per unit of cost.
+        halting: (n, K) probabilities h of stopping at an exit once there, h_K = 1; None unless needed.
+        residuals: K relative residual sizes (n,), one a stage, None where a stage changes the state's shape;
+            they carry their gradient to the trunk. Empty unless a part needs them.
+    """
+
+    losses: Float[Tensor, "n K"]
+    costs: Float[Tensor, " K"]
+    price: float
+    halting: Float[Tensor, "n K"] | None = None
+    residuals: tuple[Float[Tensor, " n"] | None, ...] = ()
+
+    @property
+    def totals(self) -> Float[Tensor, "n K"]:
+        """Y_k = L_k + λ C_k."""
+        return self.losses + self.price * self.costs
+
+
+class Part(Protocol):
+    """A loss per sample. Differentiable in `losses`, and in `halting` and `residuals` where it needs them."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What it uses beyond the losses."""
+        ...
+
+    def __call__(self, seen: Seen) -> Float[Tensor, " n"]: ...
+
+
+@dataclass(frozen=True)
+class DeepSupervision:
+    """Σ_k share_k L_k with fixed shares: `early` for each exit before the last, the rest for the last.
+
+    `early` is a share in [0, 1/(K-1)], "equal" for 1/K each (plain deep supervision, Lee et al. 2015,
+    arXiv:1409.5185), or "priced": 2% up to a price of 0.05, 1/K from 0.1 on, linear between. The first
+    experiments (theory section 10, one seed) found these two the best on either side; the line between them
+    is this project's choice.
+    """
+
+    early: float | Literal["equal", "priced"] = "equal"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.early, str):
+            if self.early not in ("equal", "priced"):
+                raise InputError(f"early={self.early!r}: give a share, 'equal' or 'priced'")
+        elif not 0 <= self.early <= 1:
+            raise InputError(f"early={self.early}: give a share from 0 to 1/(K-1) for each of K-1 exits")
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"price"}) if self.early == "priced" else frozenset()
+
+    def __call__(self, seen: Seen) -> Float[Tensor, " n"]:
+        exits = seen.losses.shape[1]
+        share = self._share(exits, seen.price)
+        if share * (exits - 1) > 1:
+            raise InputError(f"early={share} for each of {exits - 1} exits is more than all: give less")
+        return share * seen.losses[:, :-1].sum(1) + (1 - share * (exits - 1)) * seen.losses[:, -1]
+
+    def _share(self, exits: int, price: float) -> float:
+        if isinstance(self.early, float | int):
+            return self.early
+        light = min(0.02, 1 / exits)
+        eager = 1.0 if self.early == "equal" else min(max(price / 0.05 - 1, 0.0), 1.0)
+        return light + eager * (1 / exits - light)
+
+
+@dataclass(frozen=True)
+class StoppingCost:
+    """Σ_k p_k (L_k + λ C_k) with p_k = h_k Π_{i<k} (1 - h_i): the cost of a randomised stopping time.
+
+    Its optimum over h is the optimal stopping value, as h sees no label. Through the gates this is also the
+    "matched gradients" of theory section 6: the trunk receives w_k = p_k, and the heads train in full; the
+    form in which heads train on p_k alone does not exist here.
+    """
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"price", "halting"})
+
+    def __call__(self, seen: Seen) -> Float[Tensor, " n"]:
+        assert seen.halting is not None
+        going = (1 - seen.halting[:, :-1]).cumprod(1)
+        reached = torch.cat([torch.ones_like(going[:, :1]), going], dim=1) if going.numel() else 1.0
+        return (seen.halting * reached * seen.totals).sum(1)
+
+
+@dataclass(frozen=True)
+class SoftEnvelope:
+    """V_1 of V_K = Y_K, V_k = -T log(½ exp(-Y_k / T) + ½ exp(-V_{k+1} / T)), with Y_k = L_k + λ C_k.
+
+    No new parameter. As T -> 0 it becomes the prophet's loss min_k Y_k (it uses the label in hindsight); as T
+    grows, the mixture Σ_{k<K} 2^-k Y_k + 2^-(K-1) Y_K. `temperature` T is in nats.
+    """
+
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise InputError(f"temperature {self.temperature}: give a positive number of nats")
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"price"})
+
+    def __call__(self, seen: Seen) -> Float[Tensor, " n"]:
+        scaled = -seen.totals / self.temperature
+        value = scaled[:, -1]
+        for k in reversed(range(scaled.shape[1] - 1)):
+            value = torch.logaddexp(scaled[:, k], value) - math.log(2)
+        return -self.temperature * value
+
+
+@dataclass(frozen=True)
+class DiminishingReturns:
+    """Σ_k max(0, r_{k+1} - ρ r_k) over neighbouring stages that keep the state's shape; r: residual sizes.
+
+    It trains the assumption of theory section 5, (B) and (C), into the network and touches no label.
+    """
+
+    rho: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rho <= 1:
+            raise InputError(f"rho={self.rho}: give a rate of decay in (0, 1]")
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"residuals"})
+
+    def __call__(self, seen: Seen) -> Float[Tensor, " n"]:
+        total = torch.zeros_like(seen.losses[:, 0])
+        for before, after in itertools.pairwise(seen.residuals):
+            if before is not None and after is not None:
+                total = total + F.relu(after - self.rho * before)
+        return total
+
+
+@dataclass(frozen=True)
+class PriceSchedule:
+    """How the price grows: zero for a share `hold` of the training, linear over `ramp`, then constant."""
+
+    hold: float = 0.2
+    ramp: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not (self.hold >= 0 and self.ramp >= 0 and self.hold + self.ramp <= 1):
+            raise InputError(
+                f"hold {self.hold}, ramp {self.ramp}: give shares of the training, at most 1 in all"
+            )
+
+    def factor(self, progress: float) -> float:
+        """Share of the price in force once a share `progress` in [0, 1] of the training is done."""
+        if progress < self.hold + self.ramp:
+            return max(progress - self.hold, 0.0) / self.ramp if self.ramp else 0.0
+        return 1.0
+
+
+@dataclass(frozen=True)
+class DepthLoss:
+    """A weighted sum of parts, at a price that grows while training.
+
+    Attributes:
+        price: λ >= 0, in nats of cross-entropy per unit of cost, where the whole depth costs 1.
+        parts: (weight, part) pairs. By default supervision that the price moves from 2% of the trunk's
+            gradient for each early exit to equal shares: of all arms tried first (theory section 10) the one
+            gave the best last exit and the lowest loss + price x cost up to a price of 0.05, the other from
+            0.1 on.
+        schedule: how the price grows.
+
+    Raises:
+        InputError: a price that is negative or that no part uses, no part, or a weight that is not positive.
+    """
+
+    price: float = 0.0
+    parts: tuple[tuple[float, Part], ...] = ((1.0, DeepSupervision("priced")),)
+    schedule: PriceSchedule = PriceSchedule()
+
+    def __post_init__(self) -> None:
+        if not (self.price >= 0 and math.isfinite(self.price)):
+            raise InputError(f"price {self.price}: give a number of nats per unit of cost, 0 or more")
+        if not self.parts or any(not 0 < weight < math.inf for weight, _ in self.parts):
+            raise InputError(f"parts {self.parts}: give at least one (weight, part), weights above 0")
+        if self.price > 0 and "price" not in self.needs:
+            raise InputError(
+                f"price {self.price} has no effect on {self.parts}: give price 0, or another part"
+            )
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the parts use beyond the losses."""
+        return frozenset().union(*(part.needs for _, part in self.parts))
+
+    def price_at(self, progress: float) -> float:
+        """λ in force once a share `progress` in [0, 1] of the training is done."""
+        return self.price * self.schedule.factor(progress)
+
+    def __call__(self, seen: Seen) -> Float[Tensor, " n"]:
+        """J per sample."""
+        return torch.stack([weight * part(seen) for weight, part in self.parts]).sum(0)
+
+
+PARTS: dict[str, Part] = {
+    "priced-supervision": DeepSupervision("priced"),
+    "deep-supervision": DeepSupervision("equal"),
+    "light-supervision": DeepSupervision(0.02),
+    "last-exit": DeepSupervision(0.0),
+    "stopping-cost": StoppingCost(),
+    "soft-envelope": SoftEnvelope(),
+}
+DIMINISHING = "+diminishing-returns"
+
+
+def depth_loss(name: str, price: float) -> DepthLoss:
+    """The loss of a name such as "light-supervision" or "stopping-cost+diminishing-returns".
+
+    Raises:
+        InputError: a name that is none of `PARTS`, perhaps with the suffix; or a price it cannot use.
+    """
+    base = name.removesuffix(DIMINISHING)
+    if base not in PARTS:
+        raise InputError(f"no loss {name!r}: give {', '.join(PARTS)}; each may end in {DIMINISHING}")
+    extra = ((1.0, DiminishingReturns()),) if base != name else ()
+    return DepthLoss(price, ((1.0, PARTS[base]), *extra))

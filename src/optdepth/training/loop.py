@@ -1,0 +1,374 @@
+"""Training a staged network, on one process or many, through Accelerate."""
+
+import dataclasses
+import io
+import math
+import os
+import pickle
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import accelerate
+import numpy as np
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.state import AcceleratorState
+from jaxtyping import Float
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from ..data import Data, augment, normalise
+from ..errors import InputError
+from ..files import write_atomically, write_json
+from ..networks.staged import StagedNetwork
+from .depth_loss import DepthLoss
+from .objective import Objective
+
+CHECKPOINT, RECORD, NETWORK = "checkpoint.pt", "training.json", "network"
+FORMAT, VERSION = "optdepth.checkpoint", 1
+Schedule = Literal["one-cycle", "cosine"]
+Precision = Literal["fp32", "bf16", "fp16", "auto"]
+Backbone = Literal["joint", "frozen"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the outcome of a training; a run goes on only with the settings it began with."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    schedule: Schedule
+    weight_decay: float
+    seed: int
+    precision: Precision
+    backbone: Backbone
+    loss: str
+    costs: tuple[float, ...]
+    network: str
+    data: str
+    processes: int
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name}={getattr(self, name)}: give at least {least}")
+        if not (0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf):
+            raise InputError(
+                f"lr={self.lr}, weight_decay={self.weight_decay}: give lr > 0, weight_decay >= 0"
+            )
+        if self.batch_size % self.processes:
+            raise InputError(f"batch_size={self.batch_size}: give a multiple of {self.processes} processes")
+        for name, choices in (("schedule", get_args(Schedule)), ("backbone", get_args(Backbone))):
+            if getattr(self, name) not in choices:
+                raise InputError(f"{name}={getattr(self, name)!r}: give one of {', '.join(choices)}")
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch: each exit's mean cross-entropy while training, price at its end, each exit's accuracy on the
+    fit split, seconds.
+    """
+
+    losses: tuple[float, ...]
+    price: float
+    accuracy: tuple[float, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class History:
+    """What a training did: its settings, and one record an epoch."""
+
+    settings: dict[str, Any]
+    epochs: tuple[Epoch, ...]
+
+
+def train(
+    network: StagedNetwork,
+    data: Data,
+    *,
+    loss: DepthLoss,
+    epochs: int,
+    seed: int,
+    out: str | Path,
+    costs: Sequence[float] | None = None,
+    batch_size: int = 128,
+    lr: float | None = None,
+    schedule: Schedule = "one-cycle",
+    weight_decay: float = 5e-4,
+    precision: Precision = "fp32",
+    backbone: Backbone = "joint",
+    resume: bool = True,
+    progress: bool = True,
+) -> History:
+    """Train in place with SGD (Nesterov momentum 0.9), and write checkpoint, record and network to `out`.
+
+    A checkpoint is written after every epoch; a killed run loses the epoch it was in and nothing else, and on
+    one process of the same machine ends with the same bits. Started by `torchrun` or `accelerate launch`,
+    several processes share every batch.
+
+    Args:
+        network: ends on the device it was trained on, in evaluation mode.
+        data: its train split trains, its fit split (at most 5,000 images) shows progress; no other is read.
+        loss: what the trunk is asked.
+        epochs: passes over the train split; images that do not fill a batch wait for the next epoch.
+        seed: of order and augmentation (crops padded by an eighth of the image, and flips where `data.flip`).
+        out: folder for `checkpoint.pt`, `training.json`, and `network/` if the network has a config.
+        costs: (K,) cumulative cost of each exit, in any unit; by default its share of the blocks.
+        batch_size: over all processes together.
+        lr: the highest learning rate; by default 0.1 for a batch of 128, in proportion for others (Goyal et
+            al. 2017, arXiv:1706.02677).
+        schedule: "one-cycle" rises linearly from lr/25 in the first quarter, then falls to 0 as a cosine
+            (Smith and Topin 2018, arXiv:1708.07120, without the cycle in momentum); "cosine" falls from the
+            start.
+        weight_decay: on all trained parameters.
+        precision: "fp32", "bf16", "fp16" (GPUs alone), or "auto": bf16 where the hardware has it, else fp32.
+        backbone: "frozen" trains the heads before the last alone, and leaves every other bit as it is.
+        resume: go on from the checkpoint in `out`, if there is one; else start again.
+        progress: a bar on stderr.
+
+    Raises:
+        InputError: settings out of range, or other than those of the run to resume; a damaged checkpoint; a
+            batch or a loss with NaN or inf.
+        KeyboardInterrupt: with a message that says how to go on.
+    """
+    accelerator = _accelerator(precision)
+    splits, depth = data.splits, network.exits[-1].depth
+    settings = Settings(
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=0.1 * batch_size / 128 if lr is None else lr,
+        schedule=schedule,
+        weight_decay=weight_decay,
+        seed=seed,
+        precision=precision,
+        backbone=backbone,
+        loss=repr(loss),
+        costs=tuple(costs or (exit.depth / depth for exit in network.exits)),
+        network=network.fingerprint(),
+        data=f"{splits['train'].source} {len(splits['train'])}",
+        processes=accelerator.num_processes,
+    )
+    run = _Run(accelerator, settings, network, data, loss, Path(out))
+    trained = [parameter.requires_grad for parameter in network.parameters()]
+    try:
+        done = run.load() if resume else []
+        with run.bar(shown=progress, done=len(done)) as advance:
+            for epoch in range(len(done), epochs):
+                done.append(run.epoch(epoch, advance))
+                run.save(done)
+    except KeyboardInterrupt:
+        again = "call train again with the network as it was at first and the same settings"
+        raise KeyboardInterrupt(f"training stopped; to go on from {run.checkpoint}, {again}") from None
+    finally:
+        for parameter, flag in zip(network.parameters(), trained, strict=True):
+            parameter.requires_grad_(flag)
+        network.eval()
+    return run.finish(done)
+
+
+class _Run:
+    """One training: what Accelerate prepared, and the steps that `train` strings together."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        settings: Settings,
+        network: StagedNetwork,
+        data: Data,
+        loss: DepthLoss,
+        out: Path,
+    ) -> None:
+        self.accelerator, self.settings, self.network, self.data = accelerator, settings, network, data
+        self.loss, self.out, self.checkpoint, self.shown = loss, out, out / CHECKPOINT, ""
+        split = data.splits["train"]
+        self.order = torch.Generator()
+        workers = 0 if split.pixels is not None else min(8, os.cpu_count() or 1)
+        loader = DataLoader(
+            split,
+            settings.batch_size,
+            shuffle=True,
+            drop_last=True,
+            generator=self.order,
+            num_workers=workers,
+        )
+        self.steps = len(loader)
+        if self.steps == 0:
+            raise InputError(f"batch_size={settings.batch_size}, but {len(split)} images: give a smaller one")
+        objective = Objective(network, loss, settings.costs, frozen=settings.backbone == "frozen")
+        optimizer = torch.optim.SGD(
+            [parameter for parameter in objective.parameters() if parameter.requires_grad],
+            settings.lr,
+            momentum=0.9,
+            weight_decay=settings.weight_decay,
+            nesterov=True,
+        )
+        self.model, self.optimizer, self.loader = accelerator.prepare(objective, optimizer, loader)
+
+    def epoch(self, epoch: int, advance: Callable[[str], None]) -> Epoch:
+        """One pass over the train split. All its randomness comes from (seed, epoch, process)."""
+        begin, settings, device = time.monotonic(), self.settings, self.accelerator.device
+        order, crops, other = _seeds(settings.seed, epoch, self.accelerator.process_index)
+        self.order.manual_seed(order)
+        generator = torch.Generator(device).manual_seed(crops)
+        total = torch.zeros(len(self.network.exits), device=device)
+        self.model.train()
+        with torch.random.fork_rng():
+            torch.manual_seed(other)  # for modules that draw: dropout, stochastic depth
+            for step, (images, labels) in enumerate(self.loader):
+                images = augment(images, generator, flip=self.data.flip, pad=self.data.image_size // 8)
+                inputs = normalise(images, self.data.mean, self.data.std)
+                where = f"in epoch {epoch + 1}, batch {step + 1}"
+                _finite(inputs, f"an image {where} holds NaN or inf: correct the data")
+                done = (epoch * self.steps + step) / (settings.epochs * self.steps)
+                losses = self._step(inputs, labels, done)
+                _finite(losses, f"the loss {where} is NaN or inf: give a smaller lr than {settings.lr:g}")
+                total += losses.mean(0)
+                advance(f"epoch {epoch + 1}/{settings.epochs}, loss {losses[:, -1].mean():.3f}{self.shown}")
+        means = self.accelerator.reduce(total / self.steps, "mean")
+        price = self.loss.price_at((epoch + 1) / settings.epochs)
+        accuracy = self._accuracy()
+        self.shown = f", accuracy {accuracy[0]:.1%} at the first exit, {accuracy[-1]:.1%} at the last"
+        return Epoch(tuple(means.tolist()), price, accuracy, time.monotonic() - begin)
+
+    def _step(self, inputs: Tensor, labels: Tensor, done: float) -> Float[Tensor, "n K"]:
+        """One update; `done` is the share of the training before it. Returns the losses."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.lr * _share_of_lr(self.settings.schedule, done)
+        value, losses = self.model(inputs, labels, self.loss.price_at(done))
+        self.optimizer.zero_grad()
+        self.accelerator.backward(value)
+        self.optimizer.step()
+        result: Tensor = losses
+        return result
+
+    def _accuracy(self) -> tuple[float, ...]:
+        """Of each exit, on at most 5,000 evenly spaced images of the fit split."""
+        split, device = self.data.splits["fit"], self.accelerator.device
+        chosen = np.unique(np.linspace(0, len(split) - 1, 5000, dtype=np.int64)).tolist()
+        hits = torch.zeros(len(self.network.exits), device=device)
+        self.network.eval()
+        with torch.no_grad(), self.accelerator.autocast():
+            for images, labels in DataLoader(Subset(split, chosen), batch_size=500):
+                inputs = normalise(images.to(device), self.data.mean, self.data.std)
+                for k, logits in enumerate(self.network(inputs)):
+                    hits[k] += (logits.argmax(1) == labels.to(device)).sum()
+        return tuple((hits / len(chosen)).tolist())
+
+    @contextmanager
+    def bar(self, *, shown: bool, done: int) -> Iterator[Callable[[str], None]]:
+        """A progress bar on stderr; yields what moves it one batch on."""
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        shown = shown and self.accelerator.is_main_process
+        with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
+            total = self.settings.epochs * self.steps
+            task = progress.add_task("training", total=total, completed=done * self.steps)
+            yield lambda text: progress.update(task, advance=1, description=text)
+
+    def save(self, done: list[Epoch]) -> None:
+        """Write the checkpoint, whole or not at all."""
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            buffer = io.BytesIO()
+            state = {
+                "format": FORMAT,
+                "version": VERSION,
+                "settings": dataclasses.asdict(self.settings),
+                "epochs": [dataclasses.asdict(epoch) for epoch in done],
+                "model": self.accelerator.unwrap_model(self.model).state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+            }
+            torch.save(state, buffer)
+            write_atomically(self.checkpoint, buffer.getvalue())
+        self.accelerator.wait_for_everyone()
+
+    def load(self) -> list[Epoch]:
+        """Take over the checkpoint, if there is one; the epochs done so far."""
+        if not self.checkpoint.is_file():
+            return []
+        state = _read_checkpoint(self.checkpoint)
+        there, here = state["settings"], dataclasses.asdict(self.settings)
+        if different := [name for name in here if there.get(name) != here[name]]:
+            changes = ", ".join(f"{name} was {there.get(name)}, is {here[name]}" for name in different)
+            raise InputError(
+                f"{self.checkpoint} is of another run ({changes}): use its settings or a new out"
+            )
+        self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        return [Epoch(**epoch) for epoch in state["epochs"]]
+
+    def finish(self, done: list[Epoch]) -> History:
+        """Write the record and the network."""
+        history = History(dataclasses.asdict(self.settings), tuple(done))
+        if self.accelerator.is_main_process:
+            machine = {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "accelerate": accelerate.__version__,
+                "device": str(self.accelerator.device),
+                "threads": torch.get_num_threads(),
+            }
+            write_json(self.out / RECORD, {**dataclasses.asdict(history), "machine": machine})
+            if self.network.config is not None:
+                self.network.save(self.out / NETWORK)
+        self.accelerator.wait_for_everyone()
+        return history
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    fix = "delete it to start again"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path} is damaged ({' '.join(str(error).split()):.100}); {fix}") from error
+    parts = {"settings", "epochs", "model", "optimizer", "scaler"}
+    header = (state.get("format"), state.get("version")) if isinstance(state, dict) else ()
+    if header != (FORMAT, VERSION) or not parts <= state.keys():
+        raise InputError(f"{path} is not an {FORMAT} file of version {VERSION}; {fix}")
+    return state
+
+
+def _accelerator(precision: Precision) -> Accelerator:
+    """Accelerate's view of this process, on an accelerator if there is one."""
+    cpu = not torch.accelerator.is_available()
+    if precision == "auto":
+        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported() if cpu else torch.cuda.is_bf16_supported()
+        precision = "bf16" if fast else "fp32"
+    if precision not in ("fp32", "bf16", "fp16"):
+        raise InputError(f"precision={precision!r}: give fp32, bf16, fp16 or auto")
+    if precision == "fp16" and cpu:
+        raise InputError("precision='fp16' needs a GPU: give bf16, fp32 or auto")
+    AcceleratorState._reset_state()  # its precision is fixed once a process otherwise
+    return Accelerator(
+        cpu=cpu,
+        mixed_precision="no" if precision == "fp32" else precision,
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
+    )
+
+
+def _seeds(*entropy: int) -> list[int]:
+    return [int(word) for word in np.random.SeedSequence(entropy).generate_state(3)]
+
+
+def _share_of_lr(schedule: Schedule, done: float) -> float:
+    """Learning rate over its highest value, once a share `done` of the training is behind."""
+    rise = 0.25 if schedule == "one-cycle" else 0.0
+    if done < rise:
+        return 0.04 + 0.96 * done / rise
+    return 0.5 + 0.5 * math.cos(math.pi * (done - rise) / (1 - rise))
+
+
+def _finite(values: Tensor, message: str) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise InputError(message)

@@ -1,0 +1,145 @@
+"""One batch through a staged network: the loss to minimise, with each exit's share of it gated per sample."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from ..errors import InputError
+from ..networks.staged import StagedNetwork, State, hidden, residual_size
+from ..observe import Observer
+from .depth_loss import DepthLoss, Seen
+
+
+class Objective(nn.Module):
+    """inputs, labels -> the loss of `depth_loss.py`. One module, so that data parallelism sees one forward.
+
+    Args:
+        network: trained in place.
+        loss: what the trunk is asked.
+        costs: (K,) cumulative cost of each exit in any unit; scaled to C_K = 1.
+        frozen: the trunk and the last head are left as they are; only the other heads learn.
+
+    Raises:
+        InputError: costs that are not K, positive, and in order; or nothing to train.
+    """
+
+    costs: Tensor
+
+    def __init__(
+        self, network: StagedNetwork, loss: DepthLoss, costs: Sequence[float], *, frozen: bool = False
+    ) -> None:
+        super().__init__()
+        exits = len(network.exits)
+        scaled = torch.tensor([float(cost) for cost in costs])
+        if len(scaled) != exits or not bool((scaled > 0).all() and (scaled.diff() >= 0).all()):
+            raise InputError(
+                f"costs {list(costs)}: give {exits} positive numbers, one an exit, that never fall"
+            )
+        if frozen and exits == 1:
+            raise InputError("a frozen network with its last exit alone has nothing to train: add exits")
+        self.network, self.loss, self.frozen = network, loss, frozen
+        if frozen:
+            for part in (network.stem, network.stages, network.heads[-1]):
+                part.requires_grad_(False)
+        self.register_buffer("costs", scaled / scaled[-1], persistent=False)
+        depths = [exit.depth / network.exits[-1].depth for exit in network.exits]
+        self.halting = HaltingHead(depths) if "halting" in loss.needs else None
+
+    def forward(
+        self, inputs: Tensor, labels: Int[Tensor, " n"], price: float
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "n K"]]:
+        """The loss, and the detached cross-entropies at the exits."""
+        gates = inputs.new_ones((len(self.network.exits), len(inputs)), dtype=torch.float32)
+        logits, residuals = self._run(inputs, gates)
+        losses = torch.stack(
+            [F.cross_entropy(answer.float(), labels, reduction="none") for answer in logits], 1
+        )
+        fixed = losses.detach().requires_grad_()
+        halting = None if self.halting is None else self.halting([answer.detach() for answer in logits])
+        asked = self.loss(Seen(fixed, self.costs, price, halting, residuals))
+        (weights,) = torch.autograd.grad(asked.sum(), fixed, retain_graph=True, materialize_grads=True)
+        gates.copy_(weights.T)
+        heads = losses[:, :-1] if self.frozen else losses
+        # Backward through `asked` ends at `fixed`, the halting head and the residuals: the gates do the rest.
+        return heads.mean(0).sum() + asked.mean(), losses.detach()
+
+    def train(self, mode: bool = True) -> "Objective":
+        """As of any module; but a frozen network stays in evaluation mode: its statistics must not move."""
+        super().train(mode)
+        if self.frozen:
+            self.network.eval()
+        return self
+
+    def _run(
+        self, inputs: Tensor, gates: Float[Tensor, "K n"]
+    ) -> tuple[list[Float[Tensor, "n classes"]], tuple[Float[Tensor, " n"] | None, ...]]:
+        """Logits of all exits, their heads behind gates, and the residual sizes if a part needs them."""
+        logits: list[Tensor] = []
+        residuals: list[Tensor | None] = []
+        with torch.set_grad_enabled(not self.frozen):
+            state = self.network.start(inputs)
+        for k, gate in enumerate(gates):
+            with torch.set_grad_enabled(not self.frozen):
+                before, state = state, self.network.advance(state, k)
+                if "residuals" in self.loss.needs:
+                    same = hidden(before).shape == hidden(state).shape
+                    residuals.append(residual_size(before, state) if same else None)
+            logits.append(self.network.answer(_gated(state, gate), k))
+        return logits, tuple(residuals)
+
+
+class HaltingHead(nn.Module):
+    """h_k, the probability of stopping at exit k once there, from what exit k shows; h_K = 1.
+
+    One small network serves all exits; it sees confidence, margin, entropy and the share of the depth. It
+    starts where every exit stops an equal share, h_k = 1 / (K - k + 1), and moves the log odds of h_k by at
+    most 4, with a gradient that fades slowly: a head without this bound saturated at "never stop" while the
+    price was zero and hardly came back (theory section 10).
+    """
+
+    odds: Tensor
+    depths: Tensor
+
+    def __init__(self, depths: Sequence[float], width: int = 16, reach: float = 4.0) -> None:
+        super().__init__()
+        self.reach, self.observer = reach, Observer(("confidence", "margin", "entropy"))
+        self.hidden, self.out = nn.Linear(4, width), nn.Linear(width, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+        later = torch.arange(len(depths) - 1, 0, -1, dtype=torch.float32)
+        self.register_buffer("odds", -later.log(), persistent=False)
+        self.register_buffer("depths", torch.tensor(depths), persistent=False)
+
+    def forward(self, logits: Sequence[Float[Tensor, "n classes"]]) -> Float[Tensor, "n K"]:
+        seen = torch.stack([self.observer(answer, {})[0] for answer in logits[:-1]], dim=1)
+        depth = self.depths[:-1, None].expand(len(seen), -1, 1)
+        moved = self.out(F.relu(self.hidden(torch.cat([seen, depth], dim=2)))).squeeze(2).float()
+        early = torch.sigmoid(self.odds + self.reach * F.softsign(moved))
+        return torch.cat([early, torch.ones_like(early[:, :1])], dim=1)
+
+
+class _Gate(torch.autograd.Function):
+    """The identity; its gradient is multiplied per sample by a weight that is filled in after forward."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weight: Float[Tensor, " n"]) -> Tensor:
+        ctx.weight = weight  # not saved for backward: it is meant to change before backward reads it
+        return features.view_as(features)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        weight = ctx.weight.to(gradient.dtype).reshape(-1, *[1] * (gradient.dim() - 1))
+        return gradient * weight, None
+
+
+def _gated(state: State, weight: Float[Tensor, " n"]) -> State:
+    def gate(tensor: Tensor) -> Any:
+        return _Gate.apply(tensor, weight) if tensor.is_floating_point() else tensor  # type: ignore[no-untyped-call]
+
+    return tree_map(gate, state)

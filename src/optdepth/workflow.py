@@ -1,0 +1,217 @@
+"""The steps from data to report. Each reads files and writes files in one run folder, so each can be run alone.
+
+run.json             what the run is: data, network, seed, and every command that touched it
+network/             the trained network            training.json    how it was trained
+traces/SPLIT.safetensors                            rules/NAME/      one folder a rule
+evaluation.json      rules judged on the test split report.html      the page to look at
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from .costs import flops, latency
+from .data import Data, load_data, normalise
+from .errors import InputError
+from .files import read_json, write_json
+from .inference.clock import clock
+from .inference.engine import Engine
+from .networks import StagedNetwork, load_network
+from .record import record
+from .stopping.bounds import prophet
+from .stopping.evaluate import Evaluation, evaluate
+from .stopping.frontier import METHODS
+from .stopping.rule import FixedDepth, Origin, Rule
+from .trace import Trace
+
+_FORMAT, _VERSION = "optdepth.run", 1
+SPLITS = ("fit", "certify", "test")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder that holds everything about one network on one data set."""
+
+    folder: Path
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What `run.json` says."""
+        return read_json(
+            self.folder / "run.json", format=_FORMAT, version=_VERSION, make_it="start with `optdepth train`"
+        )
+
+    def begin(self, data: str, seed: int, image_size: int | None, **more: Any) -> None:
+        """Writes `run.json`, or checks that the folder's run is the same one."""
+        settings = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "data": data,
+            "seed": seed,
+            "image_size": image_size,
+        }
+        settings |= more
+        if (self.folder / "run.json").is_file():
+            there = {key: value for key, value in self.settings.items() if key != "commands"}
+            for key, value in settings.items():
+                if there.get(key) != value:
+                    raise InputError(
+                        f"{self.folder} holds a run with {key} {there.get(key)!r}, not {value!r}; "
+                        "give another folder with --out, or delete this one"
+                    )
+        else:
+            write_json(self.folder / "run.json", settings | {"commands": []})
+
+    def note(self, command: str) -> None:
+        """Adds a command line to those that made this run, without repeating the one before."""
+        settings = self.settings
+        if command not in settings["commands"]:
+            settings["commands"].append(command)
+            write_json(self.folder / "run.json", settings)
+
+    def data(self) -> Data:
+        """The data, cut into the same splits as at training."""
+        settings = self.settings
+        return load_data(settings["data"], seed=settings["seed"], image_size=settings["image_size"])
+
+    def network(self) -> StagedNetwork:
+        """The trained network, in evaluation mode."""
+        return load_network(self.folder / "network").to(_device())
+
+    def trace(self, split: str) -> Trace:
+        """The trace of one split."""
+        return Trace.load(self.folder / "traces" / f"{split}.safetensors")
+
+    def rules(self) -> dict[str, Rule]:
+        """The rules solved so far, by name."""
+        folders = sorted(path.parent for path in (self.folder / "rules").glob("*/rule.json"))
+        if not folders:
+            raise InputError(f"no rules in {self.folder / 'rules'}; run `optdepth solve {self.folder}` first")
+        found = {folder.name.replace("-", " "): Rule.load(folder) for folder in folders}
+        return {name: found[name] for name in sorted(found, key=_order)}
+
+
+def batches(data: Data, split: str, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Normalised inputs (n, channels, h, w) and labels (n,) of a split, in its order."""
+    loader = torch.utils.data.DataLoader(data.splits[split], batch_size=size)
+    for images, labels in loader:
+        yield normalise(images, data.mean, data.std), labels
+
+
+def record_run(run: Run, *, measure: str, batch: int, progress: bool) -> dict[str, Trace]:
+    """Records the traces of the fit, certify and test splits; costs are multiples of the full network's.
+
+    Args:
+        measure: "flops", or "latency" at the batch size given.
+    """
+    network, data = run.network(), run.data()
+    device = next(network.parameters()).device
+    example = next(batches(data, "fit", batch))[0].to(device)
+    costs = (flops(network, example[:1]) if measure == "flops" else latency(network, example)).relative()
+    traces = {}
+    for split in SPLITS:
+        held = data.splits[split]
+        steps = -(-len(held) // 256)
+        feed = track(
+            batches(data, split, 256),
+            f"recording {split}",
+            total=steps,
+            disable=not progress,
+            transient=True,
+        )
+        traces[split] = record(network, feed, costs, source=held.source, rows=held.rows)
+        traces[split].save(run.folder / "traces" / f"{split}.safetensors")
+    return traces
+
+
+def solve_run(
+    run: Run, methods: list[str], *, price: float | None, budget: float | None, progress: bool
+) -> dict[str, Rule]:
+    """Solves rules on the fit split and saves each in the run folder."""
+    fit = run.trace("fit")
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown:
+        raise InputError(f"no method {unknown[0]!r}; choose from {', '.join(METHODS)}")
+    rules = {}
+    for name in track(methods, "solving", disable=not progress, transient=True):
+        rules[name] = METHODS[name](fit, price=price, budget=budget)
+        rules[name].save(run.folder / "rules" / name.replace(" ", "-"))
+    return rules
+
+
+def evaluate_run(run: Run, *, clocked: list[int], repeats: int, progress: bool) -> dict[str, Any]:
+    """Judges the rules on the test split, from the trace and by running the engine, and writes `evaluation.json`.
+
+    Args:
+        clocked: batch sizes at which engines are timed; none leaves the clock out.
+    """
+    test, network, data = run.trace("test"), run.network(), run.data()
+    rules = run.rules()
+    names = [exit.name for exit in network.exits]
+    origin = Origin.of(run.trace("fit"))
+    fixed = {f"fixed {name}": FixedDepth(origin, k) for k, name in enumerate(names[:-1])}
+    everything = {"full network": FixedDepth(origin, len(names) - 1), **fixed, **rules}
+    device = next(network.parameters()).device
+    inputs = torch.cat([images for images, _ in batches(data, "test", 1024)]).to(device)
+    rows = []
+    for name, rule in everything.items():
+        found = evaluate(rule, test)
+        row = {"method": name, "price": rule.origin.price, **_summary(found), "shares": found.shares.tolist()}
+        if name in rules:
+            row["engine exits unlike the trace's"] = _differences(Engine(network, rule), inputs, found)
+        rows.append(row)
+    result: dict[str, Any] = {"samples": len(test), "unit": test.costs.unit, "exits": names, "rows": rows}
+    prices = sorted({rule.origin.price for rule in rules.values() if rule.origin.price is not None})
+    result["prophet"] = [{"price": price, **asdict(prophet(test, price=price))} for price in prices]
+    result["clock"] = []
+    if clocked:
+        timed = clock(
+            network,
+            everything,
+            inputs[: max(512, max(clocked) * 4)],
+            batches=clocked,
+            repeats=repeats,
+            progress=progress,
+        )
+        result["clock"] = [asdict(row) for row in timed]
+        result["threads"] = torch.get_num_threads()
+    result["versions"] = versions()
+    write_json(run.folder / "evaluation.json", {"format": "optdepth.evaluation", "version": 1, **result})
+    return result
+
+
+def versions() -> dict[str, str]:
+    """Versions of what made a result."""
+    return {name: version(name) for name in ("optdepth", "torch", "numpy", "scikit-learn", "datasets")}
+
+
+def _summary(found: Evaluation) -> dict[str, float]:
+    return {
+        "accuracy": 1 - found.loss,
+        "accuracy_error": found.loss_error,
+        "cost": found.cost,
+        "cost_error": found.cost_error,
+    }
+
+
+def _differences(engine: Engine, inputs: Tensor, found: Evaluation) -> int:
+    """How many samples the engine stops elsewhere than the trace says; float rounding alone may cause any."""
+    exits = np.concatenate([engine(chunk).exit.cpu().numpy() for chunk in inputs.split(256)])
+    return int((exits != found.exits).sum())
+
+
+def _order(name: str) -> int:
+    return list(METHODS).index(name) if name in METHODS else len(METHODS)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,56 @@
+"""Fixtures that several test files share."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from optdepth.trace import Costs, Trace
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def shared_data() -> Callable[[str], Path]:
+    """The folder of a data set that lies beside the repository; skips where it does not."""
+
+    def folder(name: str) -> Path:
+        if not (SHARED / name).is_dir():
+            pytest.skip(f"no data at {SHARED / name}")
+        return SHARED / name
+
+    return folder
+
+
+def noisy_logits(
+    samples: int, exits: int = 8, classes: int = 10, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (N, K, C) of a made-up network whose evidence grows with depth, and labels (N,).
+
+    Every sample has a difficulty; the right class' score grows with depth from a point that the difficulty sets, over
+    noise that neighbouring exits share.
+    """
+    random = np.random.default_rng(seed)
+    difficulty, labels = random.normal(0, 2, samples), random.integers(0, classes, samples)
+    logits = np.zeros((samples, exits, classes))
+    noise = random.normal(0, 1, (samples, classes))
+    for k in range(exits):
+        noise = 0.8 * noise + 0.6 * random.normal(0, 1, (samples, classes))
+        logits[:, k] = noise
+        logits[np.arange(samples), k, labels] += np.clip((k + 1) / exits * 6 - difficulty, 0, 8)
+    return torch.from_numpy(logits), torch.from_numpy(labels)
+
+
+def noisy_trace(samples: int, exits: int = 8, seed: int = 0) -> Trace:
+    """A trace of `noisy_logits`, every stage at the same cost, the whole depth at 1, looking at 0.2%."""
+    logits, labels = noisy_logits(samples, exits, seed=seed)
+    return Trace.from_logits(logits, labels, Costs.of(np.arange(1, exits + 1) / exits, 0.002))
+
+
+@pytest.fixture(scope="session")
+def splits() -> tuple[Trace, Trace]:
+    """A fit and a test split of one made-up trace, 4,000 samples each."""
+    fit, test = noisy_trace(8_000).split(0.5, 0.5, seed=0)
+    return fit, test

@@ -1,0 +1,204 @@
+"""The engine answers as the trace says it should, whatever the batch, and does not run what is not needed."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+
+from optdepth.costs import flops, latency
+from optdepth.errors import InputError
+from optdepth.inference.clock import clock
+from optdepth.inference.engine import Engine
+from optdepth.networks import StagedNetwork, resnet
+from optdepth.record import record
+from optdepth.stopping.baselines import confidence, entropy, patience
+from optdepth.stopping.lookahead import lookahead
+from optdepth.stopping.rule import FixedDepth, Origin, Rule
+from optdepth.stopping.snell import snell
+from optdepth.trace import Trace
+
+SOLVERS = {
+    "snell": snell,
+    "lookahead": lookahead,
+    "confidence": confidence,
+    "entropy": entropy,
+    "patience": patience,
+}
+
+
+class Setting:
+    """A small network with random trunk and fitted heads, on made-up images of unlike difficulty, and its trace."""
+
+    def __init__(self) -> None:
+        self.network = resnet(8, classes=4, channels=1, width=8, exits="all", seed=0).eval()
+        generator = torch.Generator().manual_seed(0)
+        patterns = torch.randn(4, 1, 8, 8, generator=generator)
+        self.labels = torch.randint(4, (800,), generator=generator)
+        strength = torch.rand(800, 1, 1, 1, generator=generator)
+        noise = torch.randn(800, 1, 8, 8, generator=generator)
+        everything = strength * patterns[self.labels] + noise
+        self.fit_heads(everything[400:], self.labels[400:])
+        self.inputs, self.labels = everything[:400], self.labels[:400]
+        with torch.inference_mode():
+            self.logits = torch.stack(self.network(self.inputs), dim=1)
+        costs = flops(self.network, self.inputs[:1]).relative()
+        batches = zip(self.inputs.split(64), self.labels.split(64), strict=True)
+        self.trace = record(self.network, batches, costs, source="noise")
+        self.fit, self.test = self.trace.select(np.arange(200)), self.trace.select(np.arange(200, 400))
+        self.rules = {name: solver(self.fit, price=0.1) for name, solver in SOLVERS.items()}
+        self.rules |= {f"fixed {k}": FixedDepth(Origin.of(self.fit), k) for k in range(3)}
+
+    def fit_heads(self, inputs: Tensor, labels: Tensor) -> None:
+        state = self.network.start(inputs)
+        for k, head in enumerate(self.network.heads):
+            state = self.network.advance(state, k)
+            pooled = state.flatten(2).mean(2).detach()
+            model = LogisticRegression(C=100.0, max_iter=1000).fit(pooled.numpy(), labels.numpy())
+            head.linear.weight.data = torch.from_numpy(model.coef_).float()
+            head.linear.bias.data = torch.from_numpy(model.intercept_).float()
+
+
+@pytest.fixture(scope="module")
+def setting() -> Setting:
+    return Setting()
+
+
+NAMES = [*SOLVERS, "fixed 0", "fixed 1", "fixed 2"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=8, deadline=None)
+@given(size=st.sampled_from([1, 2, 7, 64, 200]), order=st.integers(0, 1_000))
+def test_engine_equals_the_rule_on_the_trace(setting: Setting, name: str, size: int, order: int) -> None:
+    """Exits exactly, costs exactly, logits to rounding; for any batch size and any order of the samples."""
+    rule = setting.rules[name]
+    exits = rule.exits(setting.test)
+    shuffled = np.random.default_rng(order).permutation(200)[: 200 if size > 7 else 30]
+    engine = Engine(setting.network, rule)
+    for part in np.array_split(shuffled, max(1, len(shuffled) // size)):
+        answer = engine(setting.inputs[200 + part])
+        wrong = answer.exit.numpy() != exits[part]
+        assert not wrong.any()
+        np.testing.assert_allclose(answer.cost, setting.trace.costs.paid(rule.looks)[exits[part]])
+        expected = setting.logits[200 + part, exits[part]]
+        torch.testing.assert_close(answer.logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_rules_really_differ_on_this_setting(setting: Setting) -> None:
+    """Guards the test above: a rule that never or always stops early would prove nothing."""
+    for name in ("snell", "confidence", "entropy"):
+        shares = np.bincount(setting.rules[name].exits(setting.test), minlength=3)
+        assert np.count_nonzero(shares) >= 2, (name, shares)
+
+
+class Counting(nn.Module):
+    """A module that remembers the batch sizes it was run on."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.sizes = inner, []
+
+    def forward(self, state: Tensor) -> Tensor:
+        self.sizes.append(len(state))
+        return self.inner(state)
+
+
+def counted(network: StagedNetwork) -> tuple[StagedNetwork, list[Counting], list[Counting]]:
+    stages = [Counting(stage) for stage in network.stages]
+    heads = [Counting(head) for head in network.heads]
+    return StagedNetwork(network.stem, stages, heads, network.exits).eval(), stages, heads
+
+
+def anywhere(rule: Rule) -> Rule:
+    """The same rule without the fingerprint, for a network whose modules are wrapped."""
+    rule.origin = Origin(rule.origin.costs, "", rule.origin.price, rule.origin.fitted_on)
+    return rule
+
+
+def test_layers_behind_the_last_exit_taken_are_not_run(setting: Setting) -> None:
+    network, stages, heads = counted(setting.network)
+    for exit in range(3):
+        for module in (*stages, *heads):
+            module.sizes.clear()
+        Engine(network, anywhere(FixedDepth(Origin.of(setting.fit), exit)))(setting.inputs[:5])
+        assert [len(stage.sizes) for stage in stages] == [1] * (exit + 1) + [0] * (2 - exit)
+        assert [len(head.sizes) for head in heads] == [int(k == exit) for k in range(3)]
+
+
+def test_only_survivors_go_on(setting: Setting) -> None:
+    network, stages, _ = counted(setting.network)
+    rule = anywhere(confidence(setting.fit, price=0.3))
+    exits = rule.exits(setting.test)
+    Engine(network, rule)(setting.inputs[200:])
+    survivors = [int((exits >= k).sum()) for k in range(3)]
+    assert [sum(stage.sizes) for stage in stages] == survivors
+
+
+def test_a_rule_for_another_network_is_refused(setting: Setting) -> None:
+    other = resnet(8, classes=4, channels=1, width=8, exits="all", seed=1)
+    with pytest.raises(InputError, match="was solved for network"):
+        Engine(other, confidence(setting.fit, price=0.3))
+    with pytest.raises(InputError, match="decides between 3 exits"):
+        Engine(resnet(14, classes=4, channels=1, exits="all", seed=1), confidence(setting.fit, price=0.3))
+
+
+def test_bad_batches_are_refused(setting: Setting) -> None:
+    engine = Engine(setting.network, setting.rules["snell"])
+    inputs = setting.inputs[:4].clone()
+    inputs[2, 0, 3, 3] = float("nan")
+    with pytest.raises(InputError, match="sample 2 of the batch holds NaN"):
+        engine(inputs)
+    with pytest.raises(InputError, match="empty batch"):
+        engine(setting.inputs[:0])
+    with pytest.raises(InputError, match="sample 2 of the batch holds NaN"):
+        record(setting.network, [(inputs, setting.labels[:4])], setting.trace.costs)
+    with pytest.raises(InputError, match="no batches"):
+        record(setting.network, [], setting.trace.costs)
+
+
+def test_recording_and_serving_leave_the_network_as_it_was(setting: Setting) -> None:
+    network = resnet(8, classes=4, channels=1, width=8, exits="all", seed=0).train()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    record(network, [(setting.inputs[:8], setting.labels[:8])], setting.trace.costs)
+    assert network.training
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+
+
+def test_flops_of_a_convolution_and_a_head_are_the_textbook_count(setting: Setting) -> None:
+    network = resnet(8, classes=4, channels=1, width=8, exits="all", seed=0)
+    costs = flops(network, setting.inputs[:3])
+    stem = 2 * 8 * 8 * 8 * (1 * 9)  # two operations a product; 8x8 places, 8 channels out, 9 weights each
+    block = 2 * (2 * 8 * 8 * 8 * (8 * 9))
+    assert costs.reach[0] == stem + block
+    np.testing.assert_allclose(costs.probe, [2 * 8 * 4, 2 * 16 * 4, 2 * 32 * 4])
+    assert costs.unit == "FLOPs"
+
+
+def test_latency_parts_add_up_to_about_the_whole(setting: Setting) -> None:
+    costs = latency(setting.network, setting.inputs[:32], repeats=20)
+    assert (np.diff(costs.reach) > 0).all()
+    assert (costs.probe > 0).all()
+    assert "batch 32" in costs.unit
+    with pytest.raises(InputError, match="repeats is 0"):
+        latency(setting.network, setting.inputs[:32], repeats=0)
+
+
+def test_clock_promises_what_the_costs_say(setting: Setting) -> None:
+    rules = {name: setting.rules[name] for name in ("confidence", "fixed 0")}
+    rows = clock(setting.network, rules, setting.inputs, batches=[8, 64], repeats=2)
+    assert {(row.method, row.batch) for row in rows} == {(n, b) for n in rules for b in (8, 64)}
+    fixed = next(row for row in rows if row.method == "fixed 0")
+    assert fixed.saving == pytest.approx(1 / setting.trace.costs.paid([True, False, False])[0])
+    with pytest.raises(InputError, match="batch sizes"):
+        clock(setting.network, rules, setting.inputs[:4], batches=[8])
+
+
+def test_answer_depends_on_no_neighbour(setting: Setting) -> None:
+    engine = Engine(setting.network, setting.rules["snell"])
+    whole = engine(setting.inputs[200:264])
+    alone: list[Trace] = [engine(setting.inputs[i : i + 1]) for i in range(200, 264)]
+    assert torch.equal(whole.exit, torch.cat([a.exit for a in alone]))
+    torch.testing.assert_close(whole.logits, torch.cat([a.logits for a in alone]), rtol=1e-4, atol=1e-4)
