@@ -164,17 +164,13 @@ def load_data(
     if not whole:
         places["test"] = ("test", np.arange(len(tables["test"]), dtype=np.int64))
     prefix = Path(name).name
-    sources = {
-        key: f"{prefix}/{'all' if whole else key}@{_fingerprint(table)}" for key, table in tables.items()
-    }
+    sources = {key: f"{prefix}/{'all' if whole else key}@{_fingerprint(table)}" for key, table in tables.items()}
     options: dict[str, Any] = {
         "channels": channels,
         "image_size": size,
         "resize": image_size is not None,
     }
-    splits = {
-        key: ImageSplit(tables[at], rows, source=sources[at], **options) for key, (at, rows) in places.items()
-    }
+    splits = {key: ImageSplit(tables[at], rows, source=sources[at], **options) for key, (at, rows) in places.items()}
     mean, std = _moments(splits["train"], seed)
     return Data(name, classes, channels, size, mean, std, name != "digits", splits)
 
@@ -214,15 +210,11 @@ def _standard(table: datasets.Dataset, name: str) -> datasets.Dataset:
     label = next((column for column in LABEL_COLUMNS if column in columns), None)
     if image is None or label is None:
         missing, wanted = ("image", IMAGE_COLUMNS) if image is None else ("label", LABEL_COLUMNS)
-        raise InputError(
-            f"{name} has columns {', '.join(columns)}: name the {missing} column {' or '.join(wanted)}"
-        )
+        raise InputError(f"{name} has columns {', '.join(columns)}: name the {missing} column {' or '.join(wanted)}")
     if len(table) == 0:
         raise InputError(f"{name} has a split without rows; {SOURCES}")
     table = table.select_columns([image, label])
-    table = table.rename_columns(
-        {old: new for old, new in ((image, "image"), (label, "label")) if old != new}
-    )
+    table = table.rename_columns({old: new for old, new in ((image, "image"), (label, "label")) if old != new})
     try:
         return table.cast_column("image", datasets.Image(decode=False))
     except (TypeError, ValueError) as error:
@@ -283,9 +275,7 @@ def _open(cell: dict[str, Any], where: str, mode: str | None = None) -> Image.Im
         picture = Image.open(io.BytesIO(_content(cell)))
         return picture if mode is None else picture.convert(mode)
     except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"{where} ({cell and cell['path']}): unreadable image; replace or remove it"
-        ) from error
+        raise InputError(f"{where} ({cell and cell['path']}): unreadable image; replace or remove it") from error
 
 
 def _square(cell: dict[str, Any], name: str) -> int:

@@ -17,6 +17,9 @@ from ..networks import StagedNetwork
 from ..stopping.rule import Rule
 from .engine import Engine
 
+_CHUNKS = 32
+"""Batches a turn: enough for the mix of easy and hard samples, few enough for many turns."""
+
 
 @dataclass(frozen=True)
 class Clocked:
@@ -49,7 +52,7 @@ def clock(
 
     Args:
         inputs: (N, ...) samples of the mix that is served, on the network's device.
-        batches: sizes to time; the inputs are cut into batches of that size, at most 128 batches of them.
+        batches: sizes to time; the inputs are cut into batches of that size, at most 32 batches of them.
         repeats: turns; figures are medians over them.
         progress: a bar on stderr.
     """
@@ -59,7 +62,7 @@ def clock(
     engines = {name: Engine(network, rule) for name, rule in rules.items()}
     rows = []
     for size in batches:
-        chunks = [inputs[i : i + size] for i in range(0, len(inputs) - size + 1, size)][:128]
+        chunks = [inputs[i : i + size] for i in range(0, len(inputs) - size + 1, size)][:_CHUNKS]
         full: list[float] = []
         times: dict[str, list[float]] = {name: [] for name in engines}
         said = f"timing batches of {size}"

@@ -78,16 +78,16 @@ def resnet(
         "width": width,
         "seed": seed,
     }
-    # Twice as fast on CPUs, faster on GPUs in half precision; a matter of memory alone, no value changes.
-    return network.keep(exits).to(memory_format=torch.channels_last)
+    # A layout in memory that a CPU trains with in a quarter less time (fp32), and a GPU's half precision wants.
+    kept = network.keep(exits)
+    kept.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
+    return kept
 
 
 def _build(per_stage: int, classes: int, channels: int, width: int) -> StagedNetwork:
     """One exit after each block. The trunk and the last head draw their weights first."""
     widths = [width * 2**stage for stage in range(3) for _ in range(per_stage)]
-    stem = nn.Sequential(
-        nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
-    )
+    stem = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
     before = [width, *widths[:-1]]
     blocks = [BasicBlock(a, b, stride=1 if a == b else 2) for a, b in zip(before, widths, strict=True)]
     for module in nn.ModuleList([stem, *blocks]).modules():

@@ -70,21 +70,33 @@ _STYLE = {
     "svg.fonttype": "path",
     "svg.hashsalt": "optdepth",
 }
-_WIDTH = 7.2
-"""Inches; the page shows an inch as about 105 pixels."""
+_WIDTH = 6.2
+"""Inches; a wide page shows an inch as about 120 pixels, a narrow one as 70."""
+_TOP = 3
+"""Percentage points of accuracy below the full network that are drawn once more, enlarged."""
+_MOST_NAMES = 20
+"""Exits named below a chart; of more, every second or third is."""
 _BINS = 60
 _MOST_DISCRETE = 40
 """A feature with at most so many values is drawn value by value."""
 
 
 def frontiers(study: Study) -> Markup:
-    """Accuracy against mean cost, and the difference at equal cost between the solved rule and its rival."""
+    """Accuracy against mean cost, the solved rule minus its rival at equal cost, and the range near the top."""
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, 6.6), layout="constrained")
-        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.4, 1.3))
-        _draw_frontiers(upper, study)
-        _draw_difference(lower, study)
-        figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        figure = Figure(figsize=(_WIDTH, 7.9), layout="constrained")
+        whole, difference, top = figure.subplots(3, 1, height_ratios=(3, 1, 2.5))
+        _draw_frontiers(whole, study)
+        _draw_difference(difference, study)
+        difference.set_xlim(whole.get_xlim())
+        _draw_frontiers(top, study)
+        right = _right(study.full.loss)
+        near = [cost for swept in study.frontiers.values() if np.isfinite(cost := swept.cost_at(_loss(right - _TOP)))]
+        left = _percent(min(near, default=study.full.cost) / study.full.cost)
+        top.set_xlim(left, whole.get_xlim()[1])
+        top.set_ylim(right - _TOP, right + _TOP / 4)
+        top.set_title(f"enlarged: within {_TOP} points of the full network")
+        figure.legend(*whole.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
         return _svg(figure, "frontiers", "Accuracy against mean cost, for every method and fixed depth")
 
 
@@ -98,35 +110,20 @@ def _draw_frontiers(axes: Any, study: Study) -> None:
         if chosen:
             low, _, high = swept.band(grid, seed=study.seed)
             axes.fill_between(_percent(grid / full), _right(high), _right(low), color=colour, alpha=0.2, lw=0)
-        axes.plot(
-            _percent(costs / full),
-            _right(losses),
-            color=colour,
-            ls=style,
-            lw=2.2 if chosen else 1.1,
-            zorder=4 if name == SOLVED else 3 if chosen else 2,
-            label={SOLVED: "snell (solved rule)", study.rival: f"{study.rival} (best threshold)"}.get(name, name),
-        )
-    axes.plot(
-        [_percent(e.cost / full) for e in study.depths[:-1]],
-        [_right(e.loss) for e in study.depths[:-1]],
-        ls="",
-        marker="o",
-        ms=4,
-        color=FAINT,
-        label="one fixed exit for all",
-    )
-    axes.plot(
-        [_percent(p.cost / full) for p in study.hindsight],
-        [_right(p.loss) for p in study.hindsight],
-        color=FAINT,
-        ls=":",
-        lw=1.3,
-        label="hindsight: no rule is better",
-    )
+        said = {SOLVED: f"{SOLVED} (solved rule)", study.rival: f"{study.rival} (best threshold)"}.get(name, name)
+        line = {"color": colour, "ls": style, "lw": 2.2 if chosen else 1.1, "label": said}
+        axes.plot(_percent(costs / full), _right(losses), zorder=4 if name == SOLVED else 3, **line)
+    fixed = np.array([(depth.cost / full, depth.loss) for depth in study.depths[:-1]]).T
+    dots = {"ls": "", "marker": "o", "ms": 4, "color": FAINT, "label": "one fixed exit for all"}
+    axes.plot(_percent(fixed[0]), _right(fixed[1]), **dots)
+    seer = np.array([(best.cost / full, best.loss) for best in study.hindsight]).T
+    dotted = {"color": FAINT, "ls": ":", "lw": 1.3, "label": "hindsight: no rule is better"}
+    axes.plot(_percent(seer[0]), _right(seer[1]), **dotted)
     axes.axhline(_right(study.full.loss), color=INK, lw=0.8, zorder=1)
-    axes.plot([100], [_right(study.full.loss)], marker="*", ms=11, color=INK, ls="", label="full network", zorder=5)
+    star = {"ls": "", "marker": "*", "ms": 11, "color": INK, "label": "full network"}
+    axes.plot([100], [_right(study.full.loss)], zorder=5, **star)
     axes.set_ylabel("right answers, %")
+    axes.set_xlabel("mean cost, % of the full network")
 
 
 def _draw_difference(axes: Any, study: Study) -> None:
@@ -140,7 +137,6 @@ def _draw_difference(axes: Any, study: Study) -> None:
     axes.plot(share, middle, color=BLUE, lw=1.6)
     axes.set_title(f"snell minus {study.rival}, at equal mean cost")
     axes.set_ylabel("points")
-    axes.set_xlabel("mean cost, % of the full network")
 
 
 def _grid(study: Study) -> Float[Array, " G"]:
@@ -155,15 +151,15 @@ def exit_shares(study: Study) -> Markup:
         names = len(max(study.exits, key=len)) > 2
         figure = Figure(figsize=(_WIDTH, 1.25 * rows + (0.9 if names else 0.5)), layout="constrained")
         grid = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False)
-        places = np.arange(len(study.exits))
+        places, step = np.arange(len(study.exits)), -(-len(study.exits) // _MOST_NAMES)
         for axes, (name, result) in zip(grid.flat, study.results.items(), strict=False):
             axes.bar(places, _percent(result.shares), width=0.75, color=LINES.get(name, (SKY, "-"))[0])
             axes.set_title(f"{name}: {result.cost / study.full.cost:.0%} of the full cost")
             axes.grid(axis="x", visible=False)
         for i, axes in enumerate(grid.flat):
             axes.set_visible(i < len(study.results))
+            axes.set_xticks(places[::step], study.exits[::step], rotation=90 if names else 0)
             axes.tick_params(labelbottom=i >= len(study.results) - 2)
-        grid[0, 0].set_xticks(places, study.exits, rotation=90 if names else 0)
         figure.supylabel("samples that stop there, %", size=9)
         return _svg(figure, "shares", "Share of the samples that stop at each exit, for every rule")
 
@@ -190,15 +186,15 @@ def _draw_region(axes: Any, at: Decisions, cut: float, scale: _Scale, name: str)
     inside = scale.bin(at.values)
     count = np.bincount(inside, minlength=len(scale.edges) - 1)
     stopped = np.bincount(inside[at.stops], minlength=len(count))
-    width, left = np.diff(scale.edges), scale.edges[:-1]
-    axes.bar(left, count / max(1, count.max()), width, align="edge", color=FAINT, alpha=0.55, lw=0)
-    seen = count > 0
-    strip = {"bottom": -0.5, "align": "edge", "lw": 0, "antialiased": False}
-    axes.bar(left[seen], np.full(seen.sum(), 0.38), width[seen], color=GRID, **strip)
-    for share in np.unique(np.round(stopped[seen] / count[seen], 2)):  # one call a shade, not one a bar
-        bins = seen & (np.round(stopped / np.maximum(count, 1), 2) == share)
-        if share > 0:
-            axes.bar(left[bins], np.full(bins.sum(), 0.38), width[bins], color=BLUE, alpha=share, **strip)
+    axes.stairs(count / max(1, count.max()), scale.edges, fill=True, color=FAINT, alpha=0.55, lw=0)
+    shade = np.where(count > 0, np.round(stopped / np.maximum(count, 1), 2), -1.0)
+    starts = np.flatnonzero(np.diff(shade, prepend=-2.0))  # neighbours of one shade are one piece, without seams
+    for first, last in zip(starts, [*starts[1:], len(shade)], strict=True):
+        piece = {"y1": -0.5, "y2": -0.12, "lw": 0}
+        if shade[first] >= 0:
+            axes.fill_between(scale.edges[[first, last]], color=GRID, **piece)
+        if shade[first] > 0:
+            axes.fill_between(scale.edges[[first, last]], color=BLUE, alpha=shade[first], **piece)
     if np.isfinite(cut):
         axes.plot([scale(cut)] * 2, [-0.5, 1.0], color=INK, lw=1.2)
     axes.set_xlim(scale.edges[0], scale.edges[-1])
@@ -208,10 +204,10 @@ def _draw_region(axes: Any, at: Decisions, cut: float, scale: _Scale, name: str)
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.tick_params(length=0)
     axes.set_ylabel(name, rotation=0, ha="right", va="center")
-    stops = f"{at.stops.mean():.0%} stop" if len(at.stops) else "none come"
-    axes.annotate(
-        f"{len(at.stops):,} reach\n{stops}", (1.01, 0.45), xycoords="axes fraction", va="center", size=8, color=INK
-    )
+    stops = f"{at.stops.mean():.0%} stop" if len(at.stops) else "0% stop"
+    edge = f"\nedge at {cut:.4g}" if np.isfinite(cut) else ""
+    said = f"{len(at.stops):,} reach\n{stops}{edge}"
+    axes.annotate(said, (1.01, 0.45), xycoords="axes fraction", va="center", size=8)
 
 
 class _Scale:
@@ -229,15 +225,16 @@ class _Scale:
         if len(distinct) <= _MOST_DISCRETE:
             edges = np.concatenate([[distinct[0] - 0.5], (distinct[1:] + distinct[:-1]) / 2, [distinct[-1] + 0.5]])
             step = -(-len(distinct) // 12)
-            return cls(edges, distinct[::step], (f"{value:g}" for value in distinct[::step]), False)
+            return cls(edges, distinct[::step].tolist(), (f"{value:g}" for value in distinct[::step].tolist()), False)
         logit = distinct[0] >= 0 and distinct[-1] <= 1
         places = _logit(values) if logit else values.astype(np.float64)
         low, high = np.quantile(places, [0.002, 0.998])
+        high = max(high, low + 1e-3)  # nearly all values may be one
         edges = np.linspace(low, high, _BINS + 1)
         if not logit:
             ticks = MaxNLocator(6).tick_values(low, high)
             ticks = ticks[(ticks >= low) & (ticks <= high)]
-            return cls(edges, ticks, (f"{tick:g}" for tick in ticks), False)
+            return cls(edges, ticks.tolist(), (f"{tick:g}" for tick in ticks), False)
         nines = [10.0**-n for n in range(5, 0, -1)]
         shown = [p for p in (*nines, 0.3, 0.5, 0.7, *(1 - n for n in reversed(nines))) if low <= _logit(p) <= high]
         return cls(edges, [float(_logit(p)) for p in shown], (f"{p:g}" for p in shown), True)
@@ -258,6 +255,10 @@ def _logit(share: float | Float[Array, " n"]) -> Any:
 def _right(loss: Any) -> Any:
     """Percentage of right answers from a mean 0-1 loss."""
     return 100 * (1 - np.asarray(loss))
+
+
+def _loss(right: float) -> float:
+    return 1 - right / 100
 
 
 def _percent(share: Any) -> Any:

@@ -20,10 +20,11 @@ _PIXELS = 96
 
 @dataclass(frozen=True)
 class Picture:
-    """One input: its picture as a data address, what to say below it, and whether it was answered right."""
+    """One input: its picture as a data address, its label (or nothing), its exit, and whether it was answered right."""
 
     source: str
-    caption: str
+    label: str
+    exit: str
     right: bool
 
 
@@ -35,17 +36,13 @@ class Gallery:
     pictures: tuple[Picture, ...]
 
 
-def galleries(
-    study: Study, images: Callable[[int], Image.Image], labels: Sequence[str] | None
-) -> tuple[Gallery, ...]:
+def galleries(study: Study, images: Callable[[int], Image.Image], labels: Sequence[str] | None) -> tuple[Gallery, ...]:
     """The inputs at which the solved rule stops first, and those at which it stops last."""
     exits = study.solved.exits
 
     def picture(i: int) -> Picture:
-        right = bool(study.solved.losses[i] == 0)
-        said = [] if labels is None else [labels[i]]
-        caption = " · ".join([*said, f"exit {study.exits[exits[i]]}", "right" if right else "wrong"])
-        return Picture(_address(images(i)), caption, right)
+        label = "" if labels is None else labels[i]
+        return Picture(_address(images(i)), label, study.exits[exits[i]], bool(study.solved.losses[i] == 0))
 
     first, last = (tuple(picture(int(i)) for i in _least(key)) for key in (exits, -exits))
     return Gallery("Stop first", first), Gallery("Stop last", last)
@@ -54,7 +51,7 @@ def galleries(
 def _least(key: Int[np.ndarray, " N"]) -> Int[np.ndarray, " n"]:
     """Samples with the least keys; those that tie for the last places are taken evenly over the trace."""
     order = np.argsort(key, kind="stable")
-    edge = key[order[: _SHOWN]][-1]
+    edge = key[order[:_SHOWN]][-1]
     sure, tied = np.flatnonzero(key < edge), np.flatnonzero(key == edge)
     places = np.linspace(0, len(tied) - 1, min(_SHOWN - len(sure), len(tied))).round().astype(int)
     return np.concatenate([sure, tied[places]])

@@ -24,10 +24,11 @@ from .study import SOLVED, Provenance, Study, Timing
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under a header; the first column names the row, the others are numbers."""
+    """Rows of text under a header; the first column names the row, the others are numbers, or words."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    words: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,29 +100,30 @@ def _headline(study: Study) -> str:
     solved, full, rival = study.solved, study.full, study.results[study.rival]
     return (
         f"On {len(study.test):,} test inputs the solved rule answers {_accuracy(solved)} right at "
-        f"{_share(study, solved)} of the full network’s cost. The full network answers {_accuracy(full)} right; the "
+        f"{_share(study, solved)} of the full network's cost. The full network answers {_accuracy(full)} right; the "
         f"best tuned threshold at the same price ({study.rival}) {_accuracy(rival)} at {_share(study, rival)}."
     )
 
 
 def _verdict(study: Study) -> str:
     """The solved rule against its rival, in the quantity that both minimise."""
-    more, error = study.advantage(study.results[study.rival])
-    share = more / study.results[study.rival].value(study.price)
+    rival = study.results[study.rival]
+    more, error = study.advantage(rival)
     if abs(more) < 1.96 * error:
         found = "the two are the same within the noise of this test"
     else:
-        found = f"the solved rule is {abs(share):.1%} {'better' if more > 0 else 'worse'}"
+        found = f"the solved rule is {abs(more) / rival.value(study.price):.1%} {'better' if more > 0 else 'worse'}"
     return (
-        f"A price of {study.price:g} says how much loss one unit of cost is worth, and both rules seek the least loss "
-        f"+ price × cost: {study.solved.value(study.price):.4f} against {study.results[study.rival].value(study.price):.4f}. "
-        f"On the same inputs they differ by {more:.4f} ± {error:.4f} (one standard error), so {found}."
+        f"Both rules seek the least loss + price × cost. The price here is {study.price:g}: the whole cost of the full "
+        f"network is worth {100 * study.price * study.full.cost:.3g} points of accuracy. The solved rule reaches "
+        f"{study.solved.value(study.price):.4f}, the threshold {rival.value(study.price):.4f}. On the same inputs the "
+        f"difference is {abs(more):.4f} ± {error:.4f} (one standard error): {found}."
     )
 
 
 def _frontiers(study: Study) -> Section:
     drops = (0.0, 0.005, 0.01)
-    header = ("mean cost needed, % of the full network", "at its accuracy", "0.5 points below", "1 point below")
+    header = ("mean cost needed for", "full accuracy", "0.5 points less", "1 point less")
     rows = tuple(
         (name, *(_percent(1 - swept.saving(drop)) for drop in drops)) for name, swept in study.frontiers.items()
     )
@@ -129,8 +131,9 @@ def _frontiers(study: Study) -> Section:
         "Every line is one way of deciding where to stop, from eager on the left to patient on the right; higher is "
         "more right answers, further left is cheaper. All were tuned on other inputs than those that judge them here. "
         "A rule earns its keep where it lies above the dots, which stand for shallower networks.",
-        "The lower chart subtracts the best threshold’s line from the solved rule’s: above zero the solved rule is more "
-        "accurate for the same cost. Shaded: 90% of 200 redraws of the test inputs.",
+        "The small chart subtracts the best threshold's line from the solved rule's: above zero the solved rule is "
+        "more accurate for the same cost. Shaded: 90% of 200 redraws of the test inputs. The table reads off what share of "
+        "the full network's cost each method needs to be as accurate as it, or nearly.",
     )
     return Section("Accuracy against mean cost", text, figures.frontiers(study), (Table(header, rows),))
 
@@ -144,11 +147,15 @@ def _shares(study: Study) -> Section:
 
 
 def _regions(study: Study) -> Section:
-    regions = Regions.of(study.rules[SOLVED], study.test)
+    rule = study.rules[SOLVED]
+    if not rule.features or not any(rule.looks[:-1]):
+        return Section("The stop region", ("At this price the solved rule sends all inputs to the same exit.",))
+    regions = Regions.of(rule, study.test)
     text = [
-        "When is it worth going deeper? Each row is one exit and shows the inputs that reach it: the grey hills say how "
-        f"they are spread over the {regions.feature}, the strip below is blue where they stop. The black line is the "
-        "edge that tells the two apart best: on its blue side the next layer is not worth its cost.",
+        "When is it worth going deeper? Each row is one exit and shows the inputs that reach it: the grey hills say "
+        f"how they are spread over the {regions.feature}; the strip below is blue where they stop and empty where "
+        "there are none. The upright line is the edge that tells the two apart best: on its blue side the next layer "
+        "is not worth its cost.",
     ]
     if np.isnan(regions.ranked):
         text.append("At this price the rule treats all inputs alike at every exit, so there is no edge to see.")
@@ -160,12 +167,10 @@ def _regions(study: Study) -> Section:
     return Section("The stop region", tuple(text), figures.stop_regions(study, regions))
 
 
-def _gallery(
-    study: Study, images: Callable[[int], Image.Image], labels: Sequence[str] | None
-) -> Section:
+def _gallery(study: Study, images: Callable[[int], Image.Image], labels: Sequence[str] | None) -> Section:
     text = (
-        "Test inputs at which the solved rule stops first and last. Where more than sixteen tie, those shown are spread "
-        "evenly over the test set.",
+        "Test inputs at which the solved rule stops first and last, with the exit and whether its answer is right. "
+        "Where more than sixteen tie, those shown are spread evenly over the test set.",
     )
     return Section("First and last to stop", text, galleries=galleries(study, images, labels))
 
@@ -175,12 +180,10 @@ def _costs(study: Study, clock: Sequence[Timing]) -> Section:
     share = costs.relative()
     header = ("exit", "trunk up to here", "looking", "answering", "paid if stopped here")
     columns = (share.reach, share.probe, share.answer, share.paid())
-    rows = tuple(
-        (name, *(_percent(float(column[k])) for column in columns)) for k, name in enumerate(study.exits)
-    )
+    rows = tuple((name, *(_percent(float(column[k])) for column in columns)) for k, name in enumerate(study.exits))
     text = [
-        f"All in % of the full network without exits, which costs {costs.full:.4g} {costs.unit} an input. Looking is "
-        "the exit’s head and the rule; whoever stops at an exit has also paid for looking at all exits before it.",
+        f"In % of the full network without exits, which is {costs.full:.4g} an input, counted in {costs.unit}. Looking "
+        "is the exit's head and the rule; whoever stops at an exit has also paid for looking at the exits before it.",
     ]
     tables = [Table(header, rows)]
     if clock:
@@ -211,7 +214,7 @@ def _rules(study: Study) -> Section:
     best = min(range(study.test.exits), key=lambda k: study.depths[k].value(study.price))
     results = {
         **study.results,
-        f"all at exit {study.exits[best]}, the best fixed one": study.depths[best],
+        f"all at {study.exits[best]} (best fixed exit)": study.depths[best],
         "full network": study.full,
     }
     text = (
@@ -224,7 +227,7 @@ def _rules(study: Study) -> Section:
             f"{_accuracy(result)} ± {100 * result.loss_error:.2f}",
             f"{_share(study, result)} ± {100 * result.cost_error / study.full.cost:.2f}",
             f"{result.value(study.price):.4f} ± {result.value_error(study.price):.4f}",
-            "–" if result is study.solved else "{:+.4f} ± {:.4f}".format(*study.advantage(result)),
+            "–" if result is study.solved else "{:+.4f} ± {:.4f}".format(*study.advantage(result)).replace("-", "−"),
         )
         for name, result in results.items()
     )
@@ -240,7 +243,9 @@ def _provenance(study: Study, made: Provenance) -> Section:
         ("versions", made.versions),
     ]
     tables = tuple(
-        Table((name, ""), tuple((key, str(value)) for key, value in held.items())) for name, held in groups if held
+        Table((name, ""), tuple((key, str(value)) for key, value in held.items()), words=True)
+        for name, held in groups
+        if held
     )
     text = ("The commands that made every number on this page, in order, and what they ran with.",)
     return Section("How it was made", text, tables=tables, commands=tuple(made.commands))

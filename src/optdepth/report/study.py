@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
+from rich.console import Console
+from rich.progress import track
 
 from ..errors import InputError
 from ..stopping.bounds import Prophet, prophet
@@ -91,6 +93,7 @@ class Study:
         _check(exits, fit, test, rules, price)
         results = {name: evaluate(rule, test) for name, rule in rules.items()}
         prices = prices_for(fit)
+        steps = track(METHODS, "solving sweeps", console=Console(stderr=True), transient=True)
         return cls(
             exits=tuple(exits),
             fit=fit,
@@ -98,7 +101,7 @@ class Study:
             rules=rules,
             price=price,
             results=results,
-            frontiers={method: frontier(method, fit, test, prices) for method in METHODS},
+            frontiers={method: frontier(method, fit, test, prices) for method in steps},
             depths=fixed_depths(test),
             hindsight=[prophet(test, price=float(p)) for p in prices],
             rival=min((name for name in results if name in BASELINES), key=lambda n: results[n].value(price)),
@@ -121,13 +124,9 @@ class Study:
         return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(len(difference)))
 
 
-def _check(
-    exits: Sequence[str], fit: Trace, test: Trace, rules: Mapping[str, Rule], price: float
-) -> None:
+def _check(exits: Sequence[str], fit: Trace, test: Trace, rules: Mapping[str, Rule], price: float) -> None:
     if not len(exits) == fit.exits == test.exits:
-        raise InputError(
-            f"{len(exits)} exit names for traces of {fit.exits} (fit) and {test.exits} (test) exits"
-        )
+        raise InputError(f"{len(exits)} exit names for traces of {fit.exits} (fit) and {test.exits} (test) exits")
     if len(test) < 2:
         raise InputError("one test sample has no standard error; record more")
     for name, trace in (("fit", fit), ("test", test)):

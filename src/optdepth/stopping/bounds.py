@@ -1,12 +1,22 @@
-"""Bounds on what any rule can do (theory, section 4)."""
+"""Bounds on what any rule can do (theory, section 4), and how near a rule comes to them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
 
+from ..errors import InputError
 from ..trace import Trace
+from .posterior import expected_losses
+from .regression import CrossFit, Ramps
+from .rule import Rule, samples_digest
+
+Array = np.ndarray
+_RAMPS, _FOLDS = 12, 5
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,196 @@ def prophet(trace: Trace, *, price: float) -> Prophet:
     values = trace.losses + price * paid
     exits = values.argmin(axis=1)
     best = values[np.arange(len(trace)), exits]
-    error = best.std(ddof=1) / np.sqrt(len(best)) if len(best) > 1 else np.inf
     loss = trace.losses[np.arange(len(trace)), exits]
-    return Prophet(float(best.mean()), float(error), float(loss.mean()), float(paid[exits].mean()))
+    return Prophet(float(best.mean()), _error(best), float(loss.mean()), float(paid[exits].mean()))
+
+
+@dataclass(frozen=True)
+class Dual:
+    """An estimate of what no rule betters, given what may be seen at the exits.
+
+    Attributes:
+        value, error: mean of loss + price x cost, and its standard error.
+    """
+
+    value: float
+    error: float
+
+    def __str__(self) -> str:
+        return (
+            f"no rule with these observations does better than {self.value:.4f} ± {self.error:.4f} "
+            "(estimated: its martingale is fitted)"
+        )
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Where a rule lies between the best fixed depth and the dual bound.
+
+    Attributes:
+        value: of the rule; mean of loss + price x cost, with the martingale as control variate: the expectation is
+            that of `Evaluation.value`, the noise is less.
+        bound: what no rule betters, estimated.
+        fixed: value of the best fixed depth.
+        depth: that depth, an exit, chosen on the fit split.
+        error: standard error of `share`.
+    """
+
+    value: float
+    bound: float
+    fixed: float
+    depth: int
+    error: float
+
+    @property
+    def share(self) -> float:
+        """(value - bound) / (fixed - bound): 0 at the bound, 1 where the rule is no better than a fixed depth.
+
+        nan where the bound itself is no better than the fixed depth.
+        """
+        return (self.value - self.bound) / (self.fixed - self.bound) if self.fixed > self.bound else float("nan")
+
+    def __str__(self) -> str:
+        if not self.fixed > self.bound:
+            return (
+                f"no rule that looks at these exits betters the fixed depth of exit {self.depth}, "
+                f"{self.fixed:.4f} (estimated bound {self.bound:.4f}); this one has {self.value:.4f}"
+            )
+        return (
+            f"the rule is within {self.share:.1%} ± {self.error:.1%} of the best any rule could do with these "
+            f"observations (estimated): {self.value:.4f}, between {self.fixed:.4f} at the best fixed depth "
+            f"(exit {self.depth}) and the bound {self.bound:.4f}"
+        )
+
+
+def dual(rule: Rule, fit: Trace, test: Trace, *, price: float, seed: int = 0) -> Dual:
+    """The dual bound by the fitted martingale of a rule (Rogers 2002; Haugh and Kogan 2004; Andersen and Broadie 2004).
+
+    For every martingale M with M_1 = 0 the value V of the best rule is at least E[min_k (Y_k - M_k)], and equals it at
+    the martingale of V itself. M is made of what `rule` is worth: M_{k+1} - M_k = W_{k+1}(s_{k+1}) -
+    E[W_{k+1}(s_{k+1}) | s_k], W_k the lesser of stopping at k and of following the rule behind it. Andersen and Broadie
+    simulate the conditional expectations; here all are regressed on `fit` and applied to `test`, so the bound is an
+    estimate. Errors of a regression that its noise makes lower it, which is the safe side; what the regressions cannot
+    express, or observations that leave out history, may err to either.
+
+    Two things differ from the textbook:
+    - Y_k inside the minimum is its regression E[Y_k | s_k]. A rule earns no more than that, for it does not see the
+      label; with the realised loss the minimum would, and on 0-1 losses the bound would be worse than the prophet's.
+    - the realised Y_T less its regression, at the stops T of `rule`, is added. Its expectation is zero for exact
+      regressions, and for others it takes out the error that they make along the rule.
+
+    The bound is for rules that look at the exits that `rule` looks at, and pay for it.
+
+    Args:
+        rule: a good one; the better, the tighter.
+        fit: samples for the regressions; those that fitted the rule will do.
+        test: independent samples.
+        price: loss that one unit of cost is worth.
+        seed: of the folds that choose how smooth the regressions are.
+
+    Raises:
+        InputError: test samples fitted the rule or are among those of `fit`.
+    """
+    bounds = _Hedged.of(rule, fit, test, price, seed).bounds
+    return Dual(float(bounds.mean()), _error(bounds))
+
+
+def gap(rule: Rule, fit: Trace, test: Trace, *, price: float, seed: int = 0) -> Gap:
+    """How much of what stopping can gain over the best fixed depth the rule leaves; arguments and errors of `dual`."""
+    hedged = _Hedged.of(rule, fit, test, price, seed)
+    alone = fit.costs.reach + fit.costs.probe + fit.costs.answer  # a fixed depth pays for no look on the way
+    depth = int(np.argmin(fit.losses.mean(axis=0) + price * alone))
+    fixed = test.losses[:, depth] + price * alone[depth] - hedged.martingale[:, depth]
+    left, gained = hedged.values - hedged.bounds, fixed - hedged.bounds
+    # The delta method: the share is a ratio of two means over the same samples.
+    spread = _error(left - left.mean() / gained.mean() * gained) / abs(gained.mean())
+    return Gap(float(hedged.values.mean()), float(hedged.bounds.mean()), float(fixed.mean()), depth, spread)
+
+
+@dataclass(frozen=True, eq=False)
+class _Hedged:
+    """A rule on the test samples with its fitted martingale taken off.
+
+    Attributes:
+        values: (N,) whose mean is the rule's value.
+        bounds: (N,) whose mean is the bound; never above `values`.
+        martingale: (N, K).
+    """
+
+    values: Float[Array, " N"]
+    bounds: Float[Array, " N"]
+    martingale: Float[Array, "N K"]
+
+    @classmethod
+    def of(cls, rule: Rule, fit: Trace, test: Trace, price: float, seed: int) -> Self:
+        _check_independent(rule, fit, test)
+        paid = price * fit.costs.paid(rule.looks)
+        expected, martingale = _regressed(rule, fit, test, expected_losses(fit) + paid, seed)
+        exits = rule.exits(test)
+        stopped = np.arange(len(test)), exits
+        surprise = (test.losses + paid)[stopped] - expected[stopped]
+        hedged = expected - martingale
+        return cls(hedged[stopped] + surprise, hedged.min(axis=1) + surprise, martingale)
+
+
+def _regressed(
+    rule: Rule, fit: Trace, test: Trace, values: Float[Array, "n K"], seed: int
+) -> tuple[Float[Array, "N K"], Float[Array, "N K"]]:
+    """E[Y_k | s_k], infinite where the rule does not look, and M_k on the test samples; `values` are Y_k of `fit`."""
+    fold = np.random.default_rng(seed).permutation(len(fit)) % _FOLDS
+    stops = _stops(rule, fit)
+    last = fit.exits - 1
+    expected = np.full(test.losses.shape, np.inf)
+    steps = np.zeros(test.losses.shape)
+    follows = values[:, -1]  # realised value of the rule from the exit after k on
+    worth, after = np.empty(0), last
+    for k in reversed([k for k in range(fit.exits) if rule.looks[k] or k == last]):
+        regression = _Regression(fit.observations[:, k], test.observations[:, k], fold)
+        stop = regression(values[:, k])
+        expected[:, k] = stop[len(fit) :]
+        if k == last:
+            worth = stop
+        else:
+            foreseen = regression(worth[: len(fit)])
+            steps[:, after] = (worth - foreseen)[len(fit) :]
+            worth = np.minimum(stop, regression(follows))
+            follows = np.where(stops[:, k], values[:, k], follows)
+        after = k
+    return expected, steps.cumsum(axis=1)
+
+
+class _Regression:
+    """Regressions on one exit's observations of the fit samples, predicted on those and then the test samples."""
+
+    def __init__(self, fit: Float[Array, "n F"], test: Float[Array, "N F"], fold: Int[Array, " n"]) -> None:
+        ramps = Ramps.of(fit, _RAMPS)
+        self.bases = ramps(fit), ramps(test)
+        self.crossfit = CrossFit(self.bases[0], fold, _FOLDS)
+
+    def __call__(self, target: Float[Array, " n"]) -> Float[Array, " n+N"]:
+        coefficients, _ = self.crossfit.fit(target)
+        return np.concatenate([basis @ coefficients for basis in self.bases])
+
+
+def _stops(rule: Rule, trace: Trace) -> Bool[Array, "N K"]:
+    """Where the rule would stop each sample if it came there; always at the last exit."""
+    columns = torch.from_numpy(trace.columns(rule.features))
+    stops = np.ones(trace.losses.shape, dtype=bool)
+    for k in range(trace.exits - 1):
+        stops[:, k] = rule.stop(k, columns[:, k]).numpy() if rule.looks[k] else False
+    return stops
+
+
+def _check_independent(rule: Rule, fit: Trace, test: Trace) -> None:
+    rule.check(fit.network, fit.exits)
+    rule.check(test.network, test.exits)
+    if shared := fit.overlap(test):
+        raise InputError(
+            f"{shared} samples are in both fit and test; a bound needs two disjoint traces: use Trace.split"
+        )
+    if rule.origin.fitted_on == samples_digest(test):
+        raise InputError("the test samples fitted the rule, so they cannot judge it; bound it on another split")
+
+
+def _error(values: Float[Array, " N"]) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("inf")

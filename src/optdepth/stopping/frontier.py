@@ -81,9 +81,7 @@ class Frontier:
             raise InputError("the full network costs nothing, so no share of its cost can be saved")
         return 1.0 - self.cost_at(self.full.loss + drop) / self.full.cost
 
-    def resampled(
-        self, grid: ArrayLike, *, resamples: int = 200, seed: int = 0
-    ) -> Float[Array, "resamples G"]:
+    def resampled(self, grid: ArrayLike, *, resamples: int = 200, seed: int = 0) -> Float[Array, "resamples G"]:
         """Mean loss at the mean costs of `grid`, on bootstrap resamples of the test samples.
 
         Two frontiers on the same samples with the same seed meet the same resamples, so that their difference is
@@ -96,19 +94,14 @@ class Frontier:
         """
         points = np.asarray(grid, dtype=np.float64)
         samples = len(self.full.losses)
-        counts = np.random.default_rng(seed).multinomial(
-            samples, np.full(samples, 1 / samples), size=resamples
-        )
+        counts = np.random.default_rng(seed).multinomial(samples, np.full(samples, 1 / samples), size=resamples)
         weights = counts / samples
         costs = weights @ np.stack([evaluation.costs for evaluation in self.evaluations], axis=1)
         losses = weights @ np.stack([evaluation.losses for evaluation in self.evaluations], axis=1)
         order = np.argsort(costs, axis=1, kind="stable")
         costs, losses = np.take_along_axis(costs, order, 1), np.take_along_axis(losses, order, 1)
         curves = np.stack(
-            [
-                np.interp(points, *pair, left=np.nan, right=np.nan)
-                for pair in zip(costs, losses, strict=True)
-            ]
+            [np.interp(points, *pair, left=np.nan, right=np.nan) for pair in zip(costs, losses, strict=True)]
         )
         curves[:, np.isnan(curves).any(axis=0)] = np.nan
         return curves

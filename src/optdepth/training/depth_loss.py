@@ -181,9 +181,7 @@ class PriceSchedule:
 
     def __post_init__(self) -> None:
         if not (self.hold >= 0 and self.ramp >= 0 and self.hold + self.ramp <= 1):
-            raise InputError(
-                f"hold {self.hold}, ramp {self.ramp}: give shares of the training, at most 1 in all"
-            )
+            raise InputError(f"hold {self.hold}, ramp {self.ramp}: give shares of the training, at most 1 in all")
 
     def factor(self, progress: float) -> float:
         """Share of the price in force once a share `progress` in [0, 1] of the training is done."""
@@ -218,9 +216,7 @@ class DepthLoss:
         if not self.parts or any(not 0 < weight < math.inf for weight, _ in self.parts):
             raise InputError(f"parts {self.parts}: give at least one (weight, part), weights above 0")
         if self.price > 0 and "price" not in self.needs:
-            raise InputError(
-                f"price {self.price} has no effect on {self.parts}: give price 0, or another part"
-            )
+            raise InputError(f"price {self.price} has no effect on {self.parts}: give price 0, or another part")
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -1,6 +1,7 @@
 """Training a staged network, on one process or many, through Accelerate."""
 
 import dataclasses
+import hashlib
 import io
 import math
 import os
@@ -61,9 +62,7 @@ class Settings:
             if getattr(self, name) < least:
                 raise InputError(f"{name}={getattr(self, name)}: give at least {least}")
         if not (0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf):
-            raise InputError(
-                f"lr={self.lr}, weight_decay={self.weight_decay}: give lr > 0, weight_decay >= 0"
-            )
+            raise InputError(f"lr={self.lr}, weight_decay={self.weight_decay}: give lr > 0, weight_decay >= 0")
         if self.batch_size % self.processes:
             raise InputError(f"batch_size={self.batch_size}: give a multiple of {self.processes} processes")
         for name, choices in (("schedule", get_args(Schedule)), ("backbone", get_args(Backbone))):
@@ -141,7 +140,7 @@ def train(
         KeyboardInterrupt: with a message that says how to go on.
     """
     accelerator = _accelerator(precision)
-    splits, depth = data.splits, network.exits[-1].depth
+    split, depth = data.splits["train"], network.exits[-1].depth
     settings = Settings(
         epochs=epochs,
         batch_size=batch_size,
@@ -152,14 +151,14 @@ def train(
         precision=precision,
         backbone=backbone,
         loss=repr(loss),
-        costs=tuple(costs or (exit.depth / depth for exit in network.exits)),
+        costs=tuple(map(float, [exit.depth / depth for exit in network.exits] if costs is None else costs)),
         network=network.fingerprint(),
-        data=f"{splits['train'].source} {len(splits['train'])}",
+        data=f"{split.source} rows {hashlib.sha256(split.rows.tobytes()).hexdigest()[:12]}",
         processes=accelerator.num_processes,
     )
-    run = _Run(accelerator, settings, network, data, loss, Path(out))
     trained = [parameter.requires_grad for parameter in network.parameters()]
     try:
+        run = _Run(accelerator, settings, network, data, loss, Path(out))
         done = run.load() if resume else []
         with run.bar(shown=progress, done=len(done)) as advance:
             for epoch in range(len(done), epochs):
@@ -167,7 +166,7 @@ def train(
                 run.save(done)
     except KeyboardInterrupt:
         again = "call train again with the network as it was at first and the same settings"
-        raise KeyboardInterrupt(f"training stopped; to go on from {run.checkpoint}, {again}") from None
+        raise KeyboardInterrupt(f"training stopped; to go on from {Path(out) / CHECKPOINT}, {again}") from None
     finally:
         for parameter, flag in zip(network.parameters(), trained, strict=True):
             parameter.requires_grad_(flag)
@@ -203,7 +202,9 @@ class _Run:
         self.steps = len(loader)
         if self.steps == 0:
             raise InputError(f"batch_size={settings.batch_size}, but {len(split)} images: give a smaller one")
-        objective = Objective(network, loss, settings.costs, frozen=settings.backbone == "frozen")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)  # for the halting head
+            objective = Objective(network, loss, settings.costs, frozen=settings.backbone == "frozen")
         optimizer = torch.optim.SGD(
             [parameter for parameter in objective.parameters() if parameter.requires_grad],
             settings.lr,
@@ -299,9 +300,7 @@ class _Run:
         there, here = state["settings"], dataclasses.asdict(self.settings)
         if different := [name for name in here if there.get(name) != here[name]]:
             changes = ", ".join(f"{name} was {there.get(name)}, is {here[name]}" for name in different)
-            raise InputError(
-                f"{self.checkpoint} is of another run ({changes}): use its settings or a new out"
-            )
+            raise InputError(f"{self.checkpoint} is of another run ({changes}): use its settings or a new out")
         self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"] is not None:
@@ -329,14 +328,14 @@ class _Run:
 def _read_checkpoint(path: Path) -> dict[str, Any]:
     fix = "delete it to start again"
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
         raise InputError(f"{path} is damaged ({' '.join(str(error).split()):.100}); {fix}") from error
     parts = {"settings", "epochs", "model", "optimizer", "scaler"}
     header = (state.get("format"), state.get("version")) if isinstance(state, dict) else ()
     if header != (FORMAT, VERSION) or not parts <= state.keys():
         raise InputError(f"{path} is not an {FORMAT} file of version {VERSION}; {fix}")
-    return state
+    return dict(state)
 
 
 def _accelerator(precision: Precision) -> Accelerator:

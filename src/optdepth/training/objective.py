@@ -36,10 +36,9 @@ class Objective(nn.Module):
         super().__init__()
         exits = len(network.exits)
         scaled = torch.tensor([float(cost) for cost in costs])
-        if len(scaled) != exits or not bool((scaled > 0).all() and (scaled.diff() >= 0).all()):
-            raise InputError(
-                f"costs {list(costs)}: give {exits} positive numbers, one an exit, that never fall"
-            )
+        valid = scaled.isfinite().all() and (scaled > 0).all() and (scaled.diff() >= 0).all()
+        if len(scaled) != exits or not valid:
+            raise InputError(f"costs {list(costs)}: give {exits} positive numbers, one an exit, that never fall")
         if frozen and exits == 1:
             raise InputError("a frozen network with its last exit alone has nothing to train: add exits")
         self.network, self.loss, self.frozen = network, loss, frozen
@@ -56,9 +55,7 @@ class Objective(nn.Module):
         """The loss, and the detached cross-entropies at the exits."""
         gates = inputs.new_ones((len(self.network.exits), len(inputs)), dtype=torch.float32)
         logits, residuals = self._run(inputs, gates)
-        losses = torch.stack(
-            [F.cross_entropy(answer.float(), labels, reduction="none") for answer in logits], 1
-        )
+        losses = torch.stack([F.cross_entropy(answer.float(), labels, reduction="none") for answer in logits], 1)
         fixed = losses.detach().requires_grad_()
         halting = None if self.halting is None else self.halting([answer.detach() for answer in logits])
         asked = self.loss(Seen(fixed, self.costs, price, halting, residuals))

@@ -1,0 +1,247 @@
+"""Infinite horizon: a weight-tied block that could run for ever, and one rule for all of its steps (theory, section 5).
+
+The value U of a state is the fixed point of U = min(E[L | s], price c + E[U' | s]), with c the cost of a step and U' the
+value one step on. Written with the gain of going on, g = E[L | s] - (price c + E[U' | s]), it is
+
+    g = E[L - L' | s] - price c + E[max(g', 0) | s],    U = E[L | s] - max(g, 0),
+
+so that one regression is iterated, and, as in `snell`, it is of an advantage. Iteration n is the problem with n + 1 steps
+left. Fitted value iteration as in Gordon (1995) and Tsitsiklis & Van Roy (1999), on the pairs (s_k, s_k+1) of all
+trajectories and all k. The price of a step makes the problem proper: not to stop costs without end. A least-squares fit may
+still undo that, hence the status.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from scipy.linalg import cho_factor, cho_solve
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..trace import Costs, Trace
+from .posterior import expected_losses
+from .regression import Additive, Ramps
+from .rule import Origin, Rule
+
+Array = np.ndarray
+
+_RAMPS = 64
+"""Ramps in all, shared out among the features; each has at least 8 and at most 32."""
+_PAIRS = 100_000
+"""Pairs that are fitted on; more of them make the fit slower, and hardly better."""
+_RIDGE = 1e-6
+"""Just enough to solve where columns of the basis coincide: a larger one would pile up over the iterations."""
+_TOLERANCE, _ITERATIONS = 1e-6, 2_000
+
+
+class Stationary(Rule):
+    """Stops where the fitted gain of going on is not positive, the same function at every step.
+
+    It has no greatest depth. `origin.costs` are of the steps at hand; `over` gives the rule for more of them, or fewer.
+
+    Args:
+        gain: fitted E[L | s] - (price c + E[U' | s]).
+        loss: fitted E[L | s].
+    """
+
+    def __init__(self, origin: Origin, features: Sequence[str], gain: Additive, loss: Additive) -> None:
+        super().__init__(origin, features)
+        self.gain, self.loss = gain, loss
+
+    def stop(self, k: int, observation: Float[Tensor, "n F"]) -> Bool[Tensor, " n"]:
+        return self._gain_of(observation) <= 0
+
+    def value(self, observation: Float[Tensor, "n F"]) -> Float[Tensor, " n"]:
+        """U: the least mean of the loss and price x cost still to come, (n,), in units of loss."""
+        loss: Tensor = self.loss(observation)
+        return loss - self._gain_of(observation).clamp(min=0)
+
+    def over(self, costs: Costs) -> Stationary:
+        """The same rule for another number of steps, each at the cost that it was solved for.
+
+        Args:
+            costs: `trace.costs` of the trace, or of the network, to run it on.
+        """
+        solved, given = step_cost(self.origin.costs), step_cost(costs)
+        if not np.isclose(given, solved):
+            raise InputError(f"a step costs {given:g} here, the rule was solved for {solved:g}; solve it again")
+        return Stationary(replace(self.origin, costs=costs), self.features, self.gain, self.loss)
+
+    def check(self, network: str, exits: int) -> None:
+        if exits != len(self.origin.costs):
+            raise InputError(
+                f"the rule is set to {len(self.origin.costs)} steps, but here are {exits}; "
+                "rule.over(trace.costs) is the same rule for those"
+            )
+        super().check(network, exits)
+
+    def arguments(self) -> dict[str, Any]:
+        parts: dict[str, nn.Module] = {"gain": self.gain, "loss": self.loss}
+        tensors = {f"{p}.{name}": value for p, part in parts.items() for name, value in part.named_buffers()}
+        return {"features": list(self.features), **tensors}
+
+    @classmethod
+    def restore(cls, origin: Origin, arguments: dict[str, Any]) -> Self:
+        gain, loss = (
+            Additive(**{name: arguments[f"{part}.{name}"] for name in ("low", "scale", "weight", "intercept")})
+            for part in ("gain", "loss")
+        )
+        return cls(origin, arguments["features"], gain, loss)
+
+    def _gain_of(self, observation: Tensor) -> Tensor:
+        gain: Tensor = self.gain(observation)
+        return gain
+
+
+@dataclass(frozen=True, eq=False)
+class StationarySolution:
+    """How the search for the fixed point ended.
+
+    Attributes:
+        status: whether there is a rule.
+        iterations: how often the gain was fitted.
+        residual: the largest change of a recorded state's gain in the last of them, in units of loss.
+        price: that of one unit of cost.
+    """
+
+    status: Literal["converged", "not converged", "diverged"]
+    iterations: int
+    residual: float
+    price: float
+    _rule: Stationary
+
+    @property
+    def rule(self) -> Stationary:
+        """The solved rule.
+
+        Raises:
+            InputError: the iteration did not converge, so there is none.
+        """
+        if self.status != "converged":
+            raise InputError(str(self))
+        return self._rule
+
+    def __str__(self) -> str:
+        counted = f"at price {self.price:g}, after {self.iterations:,} iterations of fitted value iteration"
+        match self.status:
+            case "converged":
+                return f"{counted}, the gain of going on no longer moves (last change {self.residual:.1g})"
+            case "not converged":
+                return (
+                    f"{counted}, the gain of going on still moves by {self.residual:.1g} in each: no rule; "
+                    "a higher price settles sooner"
+                )
+            case "diverged":
+                return (
+                    f"{counted}, the gain of going on exceeds what the recorded losses allow: no rule; the losses still "
+                    "fall by more than the price where the trajectories end, or the observations do not show how far "
+                    "along they are: record more steps, or raise the price"
+                )
+
+
+def stationary(trace: Trace, *, price: float, seed: int = 0) -> StationarySolution:
+    """Solves the stopping problem of a block that may run for ever, from trajectories of K of its steps.
+
+    Args:
+        trace: the fit split: K exits of one weight-tied block, run to the end on every sample.
+        price: loss that one unit of cost is worth, > 0.
+        seed: of the pairs chosen where there are more than 100,000.
+
+    Raises:
+        InputError: steps that cost nothing or not the same, a price that is not positive, or too few pairs.
+    """
+    step = step_cost(trace.costs)
+    if not (np.isfinite(price) and price > 0 and step > 0):
+        raise InputError(
+            f"price is {price:g} and a step costs {step:g}: where going on costs nothing it is never wrong, and no "
+            "fixed point is singled out; both must be finite and > 0"
+        )
+    here, there, before, after = _pairs(trace, np.random.default_rng(seed))
+    features = len(trace.features)
+    ramps = Ramps.of(np.concatenate([here, there]), min(32, max(8, _RAMPS // features)))
+    basis, ahead = ramps(here), ramps(there)
+    if len(basis) < 5 * basis.shape[1]:
+        raise InputError(
+            f"{len(basis)} pairs of states for {basis.shape[1]} coefficients; record at least "
+            f"{5 * basis.shape[1]}: more samples or more steps"
+        )
+    gram = basis.T @ basis
+    status, weights, iterations, residual = _iterate(
+        basis, ahead, gram, before - after - price * step, float(np.ptp(np.append(before, after)))
+    )
+    loss = _Ridge(gram + ahead.T @ ahead).solve(basis.T @ before + ahead.T @ after)
+    rule = Stationary(
+        Origin.of(trace, price), trace.features, Additive.of(ramps, weights), Additive.of(ramps, loss)
+    )
+    return StationarySolution(status, iterations, residual, price, rule)
+
+
+def step_cost(costs: Costs) -> float:
+    """What one more step costs, its look included; an error where the steps do not all cost the same."""
+    steps = np.diff(costs.paid())
+    if not np.allclose(steps, steps[0], rtol=1e-6, atol=0):
+        k = int(np.abs(steps - steps[0]).argmax())
+        raise InputError(
+            f"the step to exit 1 costs {steps[0]:g}, that to exit {k + 1} {steps[k]:g}; one rule for all steps needs "
+            "equal ones: Costs.of(cost * np.arange(1, K + 1)) for a block run K times"
+        )
+    return float(steps[0])
+
+
+def _pairs(trace: Trace, random: np.random.Generator) -> tuple[Array, Array, Array, Array]:
+    """Pooled over samples and steps: observations (M, F) before and after a step, losses (M,) before and after it."""
+    losses, seen, width = expected_losses(trace), trace.observations, len(trace.features)
+    pooled = (seen[:, :-1].reshape(-1, width), seen[:, 1:].reshape(-1, width))
+    ends = (losses[:, :-1].ravel(), losses[:, 1:].ravel())
+    if len(ends[0]) <= _PAIRS:
+        return *pooled, *ends
+    chosen = random.choice(len(ends[0]), _PAIRS, replace=False)
+    return pooled[0][chosen], pooled[1][chosen], ends[0][chosen], ends[1][chosen]
+
+
+def _iterate(
+    basis: Float[Array, "M P"],
+    ahead: Float[Array, "M P"],
+    gram: Float[Array, "P P"],
+    drop: Float[Array, " M"],
+    spread: float,
+) -> tuple[Literal["converged", "not converged", "diverged"], Float[Array, " P"], int, float]:
+    """Iterates gain = fit of drop + max(gain one step on, 0) from the gain of a single step.
+
+    Args:
+        basis, ahead: the basis at the states before and after a step.
+        drop: loss before less loss after less price of the step.
+        spread: largest less least recorded loss, which no true gain exceeds.
+    """
+    fit = _Ridge(gram)
+    fixed = basis.T @ drop
+    weights = fit.solve(fixed)
+    gain = ahead @ weights
+    residual = np.inf
+    for iteration in range(1, _ITERATIONS + 1):
+        weights = fit.solve(fixed + basis.T @ np.maximum(gain, 0.0))
+        previous, gain = gain, ahead @ weights
+        residual = float(np.abs(gain - previous).max())
+        if gain.max() > 2 * spread:  # twice: an honest fit overshoots a little
+            return "diverged", weights, iteration, residual
+        if residual <= _TOLERANCE * spread:
+            return "converged", weights, iteration, residual
+    return "not converged", weights, _ITERATIONS, residual
+
+
+class _Ridge:
+    """Least squares of many targets on one basis, given the Gram matrix."""
+
+    def __init__(self, gram: Float[Array, "P P"]) -> None:
+        penalty = _RIDGE * np.trace(gram) / len(gram)
+        self.factor = cho_factor(gram + penalty * np.eye(len(gram)))
+
+    def solve(self, moments: Float[Array, " P"]) -> Float[Array, " P"]:
+        coefficients: Array = cho_solve(self.factor, moments)
+        return coefficients

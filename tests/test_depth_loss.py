@@ -1,0 +1,268 @@
+"""L_depth: each part's value and weights, and who receives which gradient."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from optdepth.errors import InputError
+from optdepth.networks import resnet
+from optdepth.networks.staged import residual_size
+from optdepth.training.depth_loss import (
+    PARTS,
+    DeepSupervision,
+    DepthLoss,
+    DiminishingReturns,
+    PriceSchedule,
+    Seen,
+    SoftEnvelope,
+    StoppingCost,
+    depth_loss,
+)
+from optdepth.training.objective import HaltingHead, Objective
+
+COSTS = torch.tensor([0.25, 0.5, 1.0])
+
+
+def losses(n: int = 6, exits: int = 3, seed: int = 0) -> Tensor:
+    return 2 * torch.rand(n, exits, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def weights(part, seen: Seen) -> Tensor:
+    """∂J/∂L."""
+    seen.losses.requires_grad_()
+    return torch.autograd.grad(part(seen).sum(), seen.losses)[0]
+
+
+@pytest.mark.parametrize(
+    ("early", "price", "expected"),
+    [
+        (0.0, 0.0, [0, 0, 1]),
+        (0.1, 0.0, [0.1, 0.1, 0.8]),
+        ("equal", 0.0, [1 / 3] * 3),
+        ("priced", 0.0, [0.02, 0.02, 0.96]),
+        ("priced", 0.05, [0.02, 0.02, 0.96]),
+        ("priced", 0.075, [(0.02 + 1 / 3) / 2] * 2 + [1 - 0.02 - 1 / 3]),
+        ("priced", 7.0, [1 / 3] * 3),
+    ],
+)
+def test_deep_supervision_weights(early, price: float, expected: list[float]) -> None:
+    got = weights(DeepSupervision(early), Seen(losses(), COSTS, price))
+    assert torch.allclose(got, torch.tensor(expected, dtype=torch.float64).expand(6, 3))
+
+
+@pytest.mark.parametrize("stop", [0, 1, 2])
+def test_stopping_cost_of_a_sure_stop_is_that_exits_total(stop: int) -> None:
+    halting = torch.zeros(6, 3)
+    halting[:, stop:] = 1
+    seen = Seen(losses(), COSTS, 0.3, halting)
+    assert torch.allclose(StoppingCost()(seen), seen.losses[:, stop] + 0.3 * COSTS[stop])
+
+
+def test_stopping_cost_weights_are_stopping_probabilities() -> None:
+    halting = torch.tensor([[0.2, 0.5, 1.0]]).expand(6, 3)
+    got = weights(StoppingCost(), Seen(losses(), COSTS, 0.3, halting))
+    assert torch.allclose(got, torch.tensor([0.2, 0.4, 0.4], dtype=torch.float64).expand(6, 3))
+
+
+def test_one_exit_is_plain_training() -> None:
+    one = Seen(losses(exits=1), torch.ones(1), 0.0, torch.ones(6, 1))
+    for part in (DeepSupervision("equal"), DeepSupervision("priced"), StoppingCost(), SoftEnvelope(0.3)):
+        assert torch.allclose(part(one), one.losses[:, 0])
+
+
+def test_soft_envelope_limits() -> None:
+    seen = Seen(losses(), COSTS, 0.3)
+    assert torch.allclose(SoftEnvelope(1e-4)(seen), seen.totals.amin(1), atol=1e-3)
+    mixture = seen.totals @ torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
+    assert torch.allclose(SoftEnvelope(1e4)(seen), mixture, atol=1e-3)
+    assert torch.isfinite(SoftEnvelope(1e-6)(Seen(1e3 * losses(), COSTS, 0.3))).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(0.05, 5), st.floats(0, 2), st.floats(0.01, 2), st.integers(0, 1000))
+def test_values_rise_with_the_price_and_weights_are_a_distribution(temperature, price, more, seed) -> None:
+    halting = torch.tensor([[0.3, 0.6, 1.0]], dtype=torch.float64).expand(6, 3)
+    for part in (SoftEnvelope(temperature), StoppingCost()):
+        cheap, dear = (Seen(losses(seed=seed), COSTS, value, halting) for value in (price, price + more))
+        assert (part(dear) > part(cheap)).all()
+        got = weights(part, cheap)
+        assert (got >= 0).all()
+        assert torch.allclose(got.sum(1), torch.ones(6, dtype=torch.float64))
+
+
+def test_soft_envelope_prefers_early_exits_at_a_high_price() -> None:
+    cheap, dear = (weights(SoftEnvelope(0.5), Seen(losses(), COSTS, price))[:, 0] for price in (0.0, 4.0))
+    assert (dear > cheap).all()
+
+
+def test_diminishing_returns_skips_stages_that_change_shape() -> None:
+    sizes = [torch.tensor([0.5, 0.1]), torch.tensor([0.6, 0.05]), None, torch.tensor([9.0, 9.0])]
+    seen = Seen(losses(2, 4), torch.ones(4), 0.0, residuals=tuple(sizes))
+    assert torch.allclose(DiminishingReturns(0.8)(seen), torch.tensor([0.6 - 0.4, 0.0], dtype=torch.float64))
+
+
+def test_price_schedule() -> None:
+    loss = DepthLoss(0.4, ((1.0, SoftEnvelope()),), PriceSchedule(hold=0.2, ramp=0.5))
+    prices = [loss.price_at(progress) for progress in (0.0, 0.2, 0.45, 0.7, 1.0)]
+    assert prices == pytest.approx([0, 0, 0.2, 0.4, 0.4])
+    assert PriceSchedule(hold=0.3, ramp=0.0).factor(0.29) == 0
+    assert PriceSchedule(hold=0.3, ramp=0.0).factor(0.3) == 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DepthLoss(-0.1),
+        lambda: DepthLoss(math.nan),
+        lambda: DepthLoss(0.1, ()),
+        lambda: DepthLoss(0.0, ((0.0, StoppingCost()),)),
+        lambda: DepthLoss(0.1, ((1.0, DeepSupervision(0.02)),)),
+        lambda: PriceSchedule(0.8, 0.3),
+        lambda: PriceSchedule(-0.1, 0.3),
+        lambda: SoftEnvelope(0.0),
+        lambda: DiminishingReturns(0.0),
+        lambda: DeepSupervision(-0.1),
+        lambda: DeepSupervision("some"),
+        lambda: DeepSupervision(0.6)(Seen(losses(), COSTS, 0.0)),
+        lambda: depth_loss("nothing", 0.0),
+        lambda: depth_loss("light-supervision", 0.1),
+    ],
+)
+def test_bad_input(make) -> None:
+    with pytest.raises(InputError):
+        make()
+
+
+@pytest.mark.parametrize("name", [name + end for name in PARTS for end in ("", "+diminishing-returns")])
+def test_by_name(name: str) -> None:
+    loss = depth_loss(name, 0.0)
+    assert len(loss.parts) == (2 if "+" in name else 1)
+    assert loss == depth_loss(name, 0.0)
+
+
+IMAGES = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+def objective(loss: DepthLoss, *, exits="all", frozen: bool = False) -> Objective:
+    network = resnet(14, classes=3, channels=1, width=4, exits=exits, seed=0)
+    return Objective(network, loss, [exit.depth for exit in network.exits], frozen=frozen).train()
+
+
+def gradients(model: Objective, value: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    value.backward()
+    return {name: p.grad.clone() for name, p in model.network.named_parameters() if p.grad is not None}
+
+
+def cross_entropies(model: Objective) -> Tensor:
+    answers = model.network(IMAGES)
+    return torch.stack([F.cross_entropy(answer, LABELS, reduction="none") for answer in answers], 1)
+
+
+def is_trunk(name: str) -> bool:
+    return name.startswith(("stem", "stages"))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        depth_loss("deep-supervision", 0.0),
+        depth_loss("light-supervision", 0.0),
+        DepthLoss(0.5, ((1.0, SoftEnvelope(0.5)),)),
+        DepthLoss(0.5, ((1.0, StoppingCost()),)),
+        DepthLoss(0.5, ((0.5, StoppingCost()), (0.5, DeepSupervision()), (0.1, DiminishingReturns(0.5)))),
+    ],
+)
+def test_trunk_gets_weighted_gradients_and_heads_full_ones(loss: DepthLoss) -> None:
+    """The trunk's gradient equals autograd through J itself; a head's equals that of its own cross-entropy."""
+    model = objective(loss)
+    got = gradients(model, model(IMAGES, LABELS, 0.5)[0])
+    state, residuals, answers = model.network.start(IMAGES), [], []
+    for k in range(len(model.network.exits)):
+        before, state = state, model.network.advance(state, k)
+        residuals.append(residual_size(before, state) if before.shape == state.shape else None)
+        answers.append(model.network.answer(state, k))
+    every = torch.stack([F.cross_entropy(answer, LABELS, reduction="none") for answer in answers], 1)
+    halting = model.halting([a.detach() for a in answers]).detach() if model.halting else None
+    asked = loss(Seen(every, model.costs, 0.5, halting, tuple(residuals))).mean()
+    trunk = gradients(model, asked)
+    heads = gradients(model, cross_entropies(model).mean(0).sum())
+    for name, gradient in got.items():
+        expected = trunk[name] if is_trunk(name) else heads[name]
+        assert torch.allclose(gradient, expected, atol=1e-6, rtol=1e-4), name
+
+
+def test_last_exit_trains_the_network_without_exits() -> None:
+    model = objective(depth_loss("last-exit", 0.0))
+    plain = objective(depth_loss("last-exit", 0.0), exits="last")
+    got = gradients(model, model(IMAGES, LABELS, 0.0)[0])
+    expected = F.cross_entropy(plain.network.full(IMAGES), LABELS)
+    reference = torch.autograd.grad(expected, list(plain.network.parameters()))
+    trunk = [gradient for name, gradient in got.items() if is_trunk(name)]
+    assert all(torch.equal(a, b) for a, b in zip(trunk, reference, strict=False))
+    assert len(trunk) == len(reference) - 2  # the last head's weight and bias
+    assert all(got[f"heads.{k}.linear.weight"].abs().sum() > 0 for k in range(6))
+
+
+def test_the_halting_head_learns_and_its_observations_do_not_touch_the_network() -> None:
+    model = objective(DepthLoss(0.5, ((1.0, StoppingCost()),)))
+    value, _ = model(IMAGES, LABELS, 0.5)
+    value.backward()
+    assert model.halting.out.bias.grad.abs().sum() > 0
+    every = cross_entropies(model).detach()
+    halting = model.halting([answer.detach() for answer in model.network(IMAGES)])
+    model.halting.zero_grad()
+    StoppingCost()(Seen(every, model.costs, 0.5, halting)).mean().backward()
+    again = model.halting.out.bias.grad.clone()
+    model.zero_grad()
+    model(IMAGES, LABELS, 0.5)[0].backward()
+    assert torch.allclose(model.halting.out.bias.grad, again, atol=1e-6)
+
+
+def test_halting_head_starts_even_and_never_saturates() -> None:
+    head = HaltingHead([0.25, 0.5, 0.75, 1.0])
+    logits = [torch.randn(5, 3, generator=torch.Generator().manual_seed(k)) for k in range(4)]
+    assert torch.allclose(head(logits), torch.tensor([1 / 4, 1 / 3, 1 / 2, 1.0]).expand(5, 4))
+    with torch.no_grad():
+        head.out.bias.fill_(-50.0)
+    stays = head(logits)
+    assert (stays[:, 0] > 0.005).all()
+    stays[:, 0].sum().backward()
+    assert head.out.bias.grad.abs() > 1e-6
+
+
+def test_no_halting_head_unless_needed() -> None:
+    assert objective(depth_loss("soft-envelope", 0.0)).halting is None
+    assert objective(depth_loss("stopping-cost", 0.0)).halting is not None
+
+
+def test_frozen_trains_early_heads_alone() -> None:
+    model = objective(depth_loss("deep-supervision", 0.0), frozen=True)
+    got = gradients(model, model(IMAGES, LABELS, 0.0)[0])
+    assert set(got) == {f"heads.{k}.linear.{part}" for k in range(5) for part in ("weight", "bias")}
+    assert not model.network.training
+
+
+@pytest.mark.parametrize(
+    "costs", [[1.0], [1, 2, 3, 4, 5, 0], [0, 1, 2, 3, 4, 5], [1, 2, 2, 1, 3, 4], [math.nan] * 6, [math.inf] * 6]
+)
+def test_bad_costs(costs: list[float]) -> None:
+    network = resnet(14, classes=3, channels=1, width=4, seed=0)
+    with pytest.raises(InputError, match="6 positive numbers"):
+        Objective(network, DepthLoss(), costs)
+
+
+def test_costs_are_scaled_to_the_whole_depth() -> None:
+    network = resnet(8, classes=3, channels=1, width=4, seed=0)
+    assert torch.equal(Objective(network, DepthLoss(), [100, 200, 400]).costs, COSTS)
+
+
+def test_frozen_without_an_early_exit() -> None:
+    with pytest.raises(InputError, match="nothing to train"):
+        objective(DepthLoss(), exits="last", frozen=True)

@@ -1,0 +1,224 @@
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from optdepth.errors import InputError
+from optdepth.report import Provenance, Timing, write_report
+from optdepth.report.gallery import _least
+from optdepth.report.regions import Decisions, Regions
+from optdepth.stopping.baselines import confidence
+from optdepth.stopping.evaluate import evaluate
+from optdepth.stopping.frontier import METHODS
+from optdepth.stopping.rule import FixedDepth, Origin
+from optdepth.trace import Costs, Trace
+
+PRICE = 0.1
+MADE = Provenance(["optdepth report run"], {"optdepth": "0.1.0"}, {"carving": 3}, {"epochs": 12})
+HOSTILE = "<script>alert('$x$')</script>"
+
+
+def synthetic(samples: int, exits: int) -> Trace:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 5, samples)
+    depth = (np.arange(exits) + 1) / exits
+    logits = random.normal(0, 1, (samples, exits, 5))
+    strength = np.clip(6 * depth - random.normal(0, 2, (samples, 1)), 0, 8)
+    logits[np.arange(samples)[:, None], np.arange(exits), labels[:, None]] += strength
+    return Trace.from_logits(logits, labels, Costs.of(2e6 * depth, 1e4, unit="FLOPs").relative())
+
+
+def ingredients(exits: int = 3, methods: tuple[str, ...] = ("snell", "confidence", "patience")) -> dict[str, Any]:
+    fit, test = synthetic(900, exits).split(0.4, 0.6, seed=0)
+    rules = {name: METHODS[name](fit, price=PRICE) for name in methods}
+    names = [f"block {k + 1}" for k in range(exits)]
+    return {"title": "A report", "exits": names, "fit": fit, "test": test, "rules": rules, "price": PRICE, "made": MADE}
+
+
+@pytest.fixture(scope="module")
+def given() -> dict[str, Any]:
+    return ingredients()
+
+
+@pytest.fixture(scope="module")
+def page(given: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("report") / "page.html"
+    shade = lambda i: Image.new("L", (8, 8), i % 256)  # noqa: E731
+    labels = [f"digit {i % 10}" for i in range(len(given["test"]))]
+    clock = [Timing("snell", 64, full_ms=2.0, engine_ms=1.5, cost_share=0.62)]
+    write_report(path, **given, images=shade, labels=labels, clock=clock)
+    return path.read_text()
+
+
+class Elements(HTMLParser):
+    """Every element of a page with its attributes, and the elements left open."""
+
+    VOID = frozenset({"meta", "img", "br", "path", "use"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_the_page_is_self_contained_and_small(page: str) -> None:
+    elements = Elements(page)
+    assert elements.open == []
+    for tag, attributes in elements.found:
+        assert tag not in {"script", "link", "iframe", "object", "base"}
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("src", "href", "xlink:href"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:image/png;base64,"))
+    assert "http" not in page
+    assert "@import" not in page
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page))
+    assert len(page) < 1_000_000
+
+
+def test_identifiers_are_unique_and_references_lead_somewhere(page: str) -> None:
+    attributes = [held for _, held in Elements(page).found]
+    names = [held["id"] for held in attributes if "id" in held]
+    targets = {held["href"] for held in attributes if "href" in held}
+    targets |= set(re.findall(r"url\(([^)]*)\)", page))
+    assert len(names) == len(set(names))
+    assert targets <= {f"#{name}" for name in names}
+
+
+def test_colours_follow_the_scheme_of_the_page(page: str) -> None:
+    drawn = "".join(re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL))
+    used = set(re.findall(r"var\((--\w+)\)", drawn))
+    assert {"--ink", "--faint", "--blue"} <= used
+    assert all(page.count(f"{name}:") == 2 for name in used), "each is set for light and for dark"
+    assert set(re.findall(r"#[0-9a-f]{6}\b", drawn)) == set(), "no colour that stays behind in the dark"
+
+
+def test_the_numbers_are_those_of_evaluate(page: str, given: dict[str, Any]) -> None:
+    full = given["test"].costs.full
+    for rule in given["rules"].values():
+        found = evaluate(rule, given["test"])
+        assert f"{1 - found.loss:.2%} ± {100 * found.loss_error:.2f}" in page
+        assert f"{found.cost / full:.1%} ± {100 * found.cost_error / full:.2f}" in page
+        assert f"{found.value(PRICE):.4f} ± {found.value_error(PRICE):.4f}" in page
+    solved = evaluate(given["rules"]["snell"], given["test"])
+    headline = re.search(r'class="headline">(.*?)</p>', page, flags=re.DOTALL)
+    assert headline is not None
+    assert f"{1 - solved.loss:.2%} right at {solved.cost / full:.1%}" in headline[1]
+    assert f"{1 - given['test'].losses[:, -1].mean():.2%}" in headline[1]
+    assert "540 test inputs" in headline[1]
+
+
+def test_costs_clock_and_provenance_are_there(page: str, given: dict[str, Any]) -> None:
+    for share in given["test"].costs.relative().paid():
+        assert f"<td>{share:.1%}</td>" in page
+    for text in ("75.0%", "62.0%", "optdepth report run", "0.1.0", "carving", "epochs", "360", "540"):
+        assert text in page
+
+
+def test_the_gallery_shows_the_first_and_the_last_to_stop(page: str) -> None:
+    assert page.count("<img") == 32
+    assert "digit 3" in page
+    assert "First and last to stop" in page
+
+
+def test_two_exits_without_pictures_or_clock(tmp_path: Path) -> None:
+    write_report(tmp_path / "page.html", **ingredients(exits=2, methods=("snell", "entropy per exit")))
+    page = (tmp_path / "page.html").read_text()
+    assert "First and last to stop" not in page
+    assert "the clock" not in page
+    assert page.count("<svg") == 3
+
+
+def test_hostile_text_is_shown_not_run(tmp_path: Path) -> None:
+    given = ingredients(exits=2)
+    given |= {"title": HOSTILE, "exits": [HOSTILE, "</svg>-->$"], "made": Provenance([HOSTILE], {HOSTILE: HOSTILE}, {})}
+    given["rules"][HOSTILE] = FixedDepth(Origin(given["fit"].costs), 0)
+    labels = [HOSTILE] * len(given["test"])
+    write_report(tmp_path / "page.html", **given, images=lambda i: Image.new("RGB", (300, 200)), labels=labels)
+    page = (tmp_path / "page.html").read_text()
+    assert "<script" not in page
+    assert page.count("</svg>") == 3
+    assert "&lt;script&gt;" in page
+    assert Elements(page).open == []
+
+
+def test_a_rule_that_treats_all_alike_has_no_edge(tmp_path: Path) -> None:
+    given = ingredients(exits=2)
+    given["rules"]["snell"] = FixedDepth(Origin(given["fit"].costs), 1)
+    write_report(tmp_path / "page.html", **given)
+    assert "sends all inputs to the same exit" in (tmp_path / "page.html").read_text()
+    given = ingredients(exits=2, methods=("confidence",))
+    given["price"] = 1e3
+    given["rules"] = {name: confidence(given["fit"], price=1e3) for name in ("snell", "confidence")}
+    write_report(tmp_path / "page.html", **given)
+    assert "there is no edge to see" in (tmp_path / "page.html").read_text()
+
+
+def test_the_same_ingredients_give_the_same_page(given: dict[str, Any], tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        write_report(tmp_path / name, **given)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
+
+
+def test_regions_find_the_feature_the_direction_and_the_edge(given: dict[str, Any]) -> None:
+    fit, test = given["fit"], given["test"]
+    for method, feature, rising in (("confidence", "confidence", True), ("entropy", "entropy", False)):
+        rule = METHODS[method](fit, price=PRICE)
+        regions = Regions.of(rule, test)
+        assert (regions.feature, regions.rising, regions.ranked) == (feature, rising, 1.0)
+        for at, threshold in zip(regions.decisions, rule.thresholds.tolist(), strict=True):
+            stops, goes = at.values[at.stops], at.values[~at.stops]
+            inner, outer = (goes.max(), stops.min()) if rising else (stops.max(), goes.min())
+            assert inner <= regions.cut(at) <= outer
+            assert inner <= threshold <= outer
+    lookahead = Regions.of(METHODS["lookahead"](fit, price=PRICE), test)
+    assert lookahead.feature in test.features
+    assert 0.7 < lookahead.ranked <= 1
+
+
+@pytest.mark.parametrize("stops", [[True] * 3, [False] * 3, []])
+def test_decisions_that_are_all_the_same_have_no_cut(stops: list[bool]) -> None:
+    at = Decisions(0, np.arange(len(stops), dtype=float), np.array(stops, dtype=bool))
+    assert np.isinf(Regions("confidence", True, float("nan"), (at,)).cut(at))
+
+
+def test_samples_that_tie_are_taken_evenly() -> None:
+    key = np.array([1] * 40 + [0] * 4 + [1] * 40)
+    chosen = _least(key)
+    assert list(chosen[:4]) == [40, 41, 42, 43]
+    assert len(chosen) == len(set(chosen)) == 16
+    assert {0, 83} <= set(chosen.tolist())
+    assert sorted(_least(np.zeros(5, dtype=int))) == [0, 1, 2, 3, 4]
+
+
+def test_bad_input_is_refused(given: dict[str, Any], tmp_path: Path) -> None:
+    def refused(match: str, **changed: Any) -> None:
+        with pytest.raises(InputError, match=match):
+            write_report(tmp_path / "page.html", **{**given, **changed})
+
+    refused("2 exit names", exits=["a", "b"])
+    refused("1 labels for 540", labels=["a"])
+    refused("needs 'snell'", rules={"confidence": given["rules"]["confidence"]})
+    refused("needs 'snell'", rules={"snell": given["rules"]["snell"]})
+    refused("solved at price 0.1, the report is for 0.2", price=0.2)
+    refused("cannot judge it", test=given["fit"])
+    half = Trace(given["test"].losses / 2, given["test"].observations, given["test"].costs)
+    refused("other than 0 and 1", test=half)
+    refused("one test sample", test=given["test"].select(np.array([0])))
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,79 @@
+"""Our residual networks: the architecture, and exits that do not disturb it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from optdepth.errors import InputError
+from optdepth.networks import resnet
+from optdepth.networks.resnet import BasicBlock
+
+
+@pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66)])
+def test_parameter_counts_of_the_paper(depth: int, millions: float) -> None:
+    network = resnet(depth, classes=10, exits="last", seed=0)  # He et al. 2016, table 6
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 2) == pytest.approx(millions, abs=0.011)
+
+
+def test_exits_after_every_block_by_name() -> None:
+    network = resnet(14, classes=4, seed=0)
+    expected = [f"stage{stage}.block{block}" for stage in (1, 2, 3) for block in (1, 2)]
+    assert [exit.name for exit in network.exits] == expected
+    assert [exit.depth for exit in network.exits] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("exits", ["all", ["stage2.block1", "stage3.block3"]])
+def test_exits_leave_the_network_as_it_was_bit_for_bit(exits) -> None:
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    plain = resnet(20, classes=10, exits="last", seed=0)
+    staged = resnet(20, classes=10, exits=exits, seed=0)
+    for mode in (True, False):
+        plain.train(mode), staged.train(mode)
+        assert torch.equal(plain.full(images), staged(images)[-1])
+
+
+def test_seed_decides_the_weights_and_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first, again, other = (resnet(8, classes=2, seed=seed).fingerprint() for seed in (0, 0, 1))
+    assert torch.equal(torch.rand(3), expected)
+    assert first == again != other
+
+
+def test_shortcut_is_subsampling_with_zero_channels() -> None:
+    block = BasicBlock(2, 4, stride=2).eval()
+    torch.nn.init.zeros_(block.norm2.weight)
+    x = torch.rand(1, 2, 6, 6)
+    out = block(x)
+    assert torch.equal(out[:, :2], x[:, :, ::2, ::2])
+    assert torch.equal(out[:, 2:], torch.zeros(1, 2, 3, 3))
+
+
+@pytest.mark.parametrize("size", [8, 9, 28, 32])
+def test_small_and_odd_images(size: int) -> None:
+    assert resnet(8, classes=5, channels=1, seed=0)(torch.rand(2, 1, size, size))[0].shape == (2, 5)
+
+
+def test_heads_do_not_mix_samples() -> None:
+    network = resnet(8, classes=5, channels=1, seed=0)
+    state = torch.rand(6, 16, 8, 8)
+    alone = torch.cat([network.heads[0](sample[None]) for sample in state])
+    assert torch.allclose(network.heads[0](state), alone, atol=1e-6)
+    assert torch.allclose(network.heads[0](state), F.linear(state.mean((2, 3)), *network.heads[0].linear.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"depth": 21}, "20 and 26"),
+        ({"depth": 2}, "8 and 14"),
+        ({"exits": "some"}, "exits='some'"),
+        ({"exits": ["stage4.block1", "stage3.block3"]}, r"no exit stage4\.block1"),
+        ({"exits": ["stage1.block1"]}, r"stage3\.block3"),
+        ({"classes": 0}, "classes 0"),
+    ],
+)
+def test_bad_arguments(arguments: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        resnet(**{"depth": 20, "classes": 10, "seed": 0, **arguments})
