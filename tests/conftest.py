@@ -1,11 +1,15 @@
 """Fixtures that several test files share."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # as the command line does where stderr is no terminal
+os.environ["HF_HUB_OFFLINE"] = "1"  # a test never asks a server
 
 from optdepth.trace import Costs, Trace
 
@@ -24,9 +28,7 @@ def shared_data() -> Callable[[str], Path]:
     return folder
 
 
-def noisy_logits(
-    samples: int, exits: int = 8, classes: int = 10, seed: int = 0
-) -> tuple[torch.Tensor, torch.Tensor]:
+def noisy_logits(samples: int, exits: int = 8, classes: int = 10, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (N, K, C) of a made-up network whose evidence grows with depth, and labels (N,).
 
     Every sample has a difficulty; the right class' score grows with depth from a point that the difficulty sets, over

@@ -1,4 +1,4 @@
-"""Stopping problems on finite sets, each with its exact value by dynamic programming over the very law it is drawn from."""
+"""Stopping problems on finite sets, each with its exact value by dynamic programming over the law it is drawn from."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -31,7 +31,7 @@ def secretary(samples: int, seed: int, *, candidates: int = 20) -> Problem:
 
 
 def parking(samples: int, seed: int, *, spots: int = 20, free: float = 0.2) -> Problem:
-    """Park as near as possible (Chow, Robbins & Siegmund 1971): spot k is spots - 1 - k steps away, each free by chance.
+    """Park as near as possible (Chow, Robbins & Siegmund 1971): spot k is spots - 1 - k steps away.
 
     Seen at each: whether it is free. Loss: the steps left to walk; at a taken spot those from the first free one
     beyond the destination, 1 / free on average.
@@ -62,8 +62,8 @@ def house(samples: int, seed: int, *, offers: int = 20, levels: int = 10, price:
 def sequential_test(samples: int, seed: int, *, tosses: int = 30, heads: float = 0.65, price: float = 0.01) -> Problem:
     """Which way is a coin biased, at a price a toss (Wald & Wolfowitz 1948; Arrow, Blackwell & Girshick 1949).
 
-    Heads come with chance `heads` or 1 - `heads`, either equally likely at first. Seen: the chance that it is the first,
-    and that of the likelier of the two, which is the answer. Loss 1 if that is wrong.
+    Heads come with chance `heads` or 1 - `heads`, either equally likely at first. Seen: the chance that it is the
+    first, and that of the likelier of the two, which is the answer. Loss 1 if that is wrong.
     """
     random = np.random.default_rng(seed)
     biased = random.random(samples) < 0.5

@@ -4,7 +4,8 @@ import pytest
 from optdepth.errors import InputError
 from optdepth.stopping.bounds import prophet
 from optdepth.stopping.evaluate import Evaluation, evaluate
-from optdepth.stopping.frontier import BASELINES, METHODS, Frontier, fixed_depths, frontier, prices_for
+from optdepth.stopping.frontier import BASELINES, FAMILIES, Frontier, fixed_depths, frontier, prices_for
+from optdepth.stopping.price import solve_at
 from optdepth.trace import Costs, Trace
 
 
@@ -38,22 +39,23 @@ def straight(points: list[tuple[float, float]], full: tuple[float, float] = (1.0
 
 def test_every_method_takes_a_price_and_a_budget(halves: list[Trace]) -> None:
     fit, test = halves
-    for name, solve in METHODS.items():
-        assert evaluate(solve(fit, price=0.1), test).loss < 1, name
-        assert evaluate(solve(fit, budget=0.8), test).cost < 0.9, name
-    assert set(METHODS) == {"snell", "lookahead", *BASELINES}
+    for name, family in FAMILIES.items():
+        for asked in ({"price": 0.1, "budget": None}, {"price": None, "budget": 0.8}):
+            found = evaluate(solve_at(fit, family(fit), **asked), test)
+            assert found.loss < 1, name
+        assert found.cost < 0.9, name
+    assert set(FAMILIES) == {"snell", "lookahead", *BASELINES}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FAMILIES)
 def test_points_are_what_evaluate_reports_and_never_beat_hindsight(method: str, halves: list[Trace]) -> None:
     fit, test = halves
-    prices = [0.02, 0.2]
+    prices = [0.02, 0.6]
     swept = frontier(method, fit, test, prices)
     for price, found in zip(prices, swept.evaluations, strict=True):
-        assert found.value(price) == evaluate(METHODS[method](fit, price=price), test).value(price)
+        assert found.value(price) == evaluate(FAMILIES[method](fit)(price), test).value(price)
         assert found.value(price) >= prophet(test, price=price).value
-    costs, _ = swept.curve()
-    assert costs[0] < costs[1]
+    assert swept.evaluations[0].cost > swept.evaluations[1].cost
     assert swept.full.cost == pytest.approx(test.costs.full)
 
 

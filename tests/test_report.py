@@ -8,12 +8,13 @@ import pytest
 from PIL import Image
 
 from optdepth.errors import InputError
-from optdepth.report import Provenance, Timing, write_report
+from optdepth.inference.clock import Clocked
+from optdepth.report import Provenance, write_report
 from optdepth.report.gallery import _least
 from optdepth.report.regions import Decisions, Regions
 from optdepth.stopping.baselines import confidence
 from optdepth.stopping.evaluate import evaluate
-from optdepth.stopping.frontier import METHODS
+from optdepth.stopping.frontier import FAMILIES
 from optdepth.stopping.rule import FixedDepth, Origin
 from optdepth.trace import Costs, Trace
 
@@ -34,7 +35,7 @@ def synthetic(samples: int, exits: int) -> Trace:
 
 def ingredients(exits: int = 3, methods: tuple[str, ...] = ("snell", "confidence", "patience")) -> dict[str, Any]:
     fit, test = synthetic(900, exits).split(0.4, 0.6, seed=0)
-    rules = {name: METHODS[name](fit, price=PRICE) for name in methods}
+    rules = {name: FAMILIES[name](fit)(PRICE) for name in methods}
     names = [f"block {k + 1}" for k in range(exits)]
     return {"title": "A report", "exits": names, "fit": fit, "test": test, "rules": rules, "price": PRICE, "made": MADE}
 
@@ -49,7 +50,7 @@ def page(given: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str
     path = tmp_path_factory.mktemp("report") / "page.html"
     shade = lambda i: Image.new("L", (8, 8), i % 256)  # noqa: E731
     labels = [f"digit {i % 10}" for i in range(len(given["test"]))]
-    clock = [Timing("snell", 64, full_ms=2.0, engine_ms=1.5, cost_share=0.62)]
+    clock = [Clocked("snell", 64, full=2.125, engine=1.5, speedup=1.43, saving=1.79)]
     write_report(path, **given, images=shade, labels=labels, clock=clock)
     return path.read_text()
 
@@ -127,7 +128,7 @@ def test_the_numbers_are_those_of_evaluate(page: str, given: dict[str, Any]) -> 
 def test_costs_clock_and_provenance_are_there(page: str, given: dict[str, Any]) -> None:
     for share in given["test"].costs.relative().paid():
         assert f"<td>{share:.1%}</td>" in page
-    for text in ("75.0%", "62.0%", "optdepth report run", "0.1.0", "carving", "epochs", "360", "540"):
+    for text in ("2.125", "1.43", "1.79", "optdepth report run", "0.1.0", "carving", "epochs", "360", "540"):
         assert text in page
 
 
@@ -179,7 +180,7 @@ def test_the_same_ingredients_give_the_same_page(given: dict[str, Any], tmp_path
 def test_regions_find_the_feature_the_direction_and_the_edge(given: dict[str, Any]) -> None:
     fit, test = given["fit"], given["test"]
     for method, feature, rising in (("confidence", "confidence", True), ("entropy", "entropy", False)):
-        rule = METHODS[method](fit, price=PRICE)
+        rule = FAMILIES[method](fit)(PRICE)
         regions = Regions.of(rule, test)
         assert (regions.feature, regions.rising, regions.ranked) == (feature, rising, 1.0)
         for at, threshold in zip(regions.decisions, rule.thresholds.tolist(), strict=True):
@@ -187,15 +188,24 @@ def test_regions_find_the_feature_the_direction_and_the_edge(given: dict[str, An
             inner, outer = (goes.max(), stops.min()) if rising else (stops.max(), goes.min())
             assert inner <= regions.cut(at) <= outer
             assert inner <= threshold <= outer
-    lookahead = Regions.of(METHODS["lookahead"](fit, price=PRICE), test)
+    lookahead = Regions.of(FAMILIES["lookahead"](fit)(PRICE), test)
     assert lookahead.feature in test.features
     assert 0.7 < lookahead.ranked <= 1
 
 
-@pytest.mark.parametrize("stops", [[True] * 3, [False] * 3, []])
-def test_decisions_that_are_all_the_same_have_no_cut(stops: list[bool]) -> None:
-    at = Decisions(0, np.arange(len(stops), dtype=float), np.array(stops, dtype=bool))
-    assert np.isinf(Regions("confidence", True, float("nan"), (at,)).cut(at))
+def cut(values: list[float], stops: list[bool]) -> float:
+    at = Decisions(0, np.array(values, dtype=float), np.array(stops, dtype=bool))
+    return Regions("confidence", True, float("nan"), (at,)).cut(at)
+
+
+@pytest.mark.parametrize("stops", [[True] * 3, [False] * 3, [True, False, False], []])
+def test_where_nothing_separates_the_decisions_there_is_no_cut(stops: list[bool]) -> None:
+    assert np.isinf(cut([float(i) for i in range(len(stops))], stops))
+    assert np.isinf(cut([0.5] * len(stops), stops))
+
+
+def test_few_that_stop_weigh_as_much_as_many_that_go_on() -> None:
+    assert cut([*range(100)], [i in (95, 97, 99) for i in range(100)]) == pytest.approx(94.5)
 
 
 def test_samples_that_tie_are_taken_evenly() -> None:

@@ -1,4 +1,4 @@
-"""Rules: thresholds are tuned exactly, solved rules keep the promises of theory section 2, files are trusted by none."""
+"""Rules: thresholds are tuned exactly, solved rules keep the promises of theory section 2, bad files are refused."""
 
 import itertools
 from pathlib import Path
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from conftest import noisy_trace
 from optdepth.errors import InputError
-from optdepth.stopping.baselines import Threshold, common_cut, confidence, entropy, exit_cuts, patience, tuned
+from optdepth.stopping.baselines import Threshold, common_cut, confidence, entropy, exit_cuts, patience
 from optdepth.stopping.bounds import prophet
 from optdepth.stopping.evaluate import applied, evaluate
 from optdepth.stopping.lookahead import lookahead, monotone_case
@@ -105,9 +105,7 @@ def test_an_exit_that_costs_nothing_never_hurts() -> None:
     paid = Costs.of(trace.costs.reach)
     keep = [1, 3, 5]
     rich = Trace(trace.losses, trace.observations, paid, trace.features, source="s")
-    poor = Trace(
-        trace.losses[:, keep], trace.observations[:, keep], Costs.of(paid.reach[keep]), trace.features
-    )
+    poor = Trace(trace.losses[:, keep], trace.observations[:, keep], Costs.of(paid.reach[keep]), trace.features)
     for price in (0.05, 0.2):
         values = [applied(confidence(t, price=price, per_exit=True), t).value(price) for t in (poor, rich)]
         best = evaluate(snell(rich.select(np.arange(3000)), price=price), rich.select(np.arange(3000, 6000)))
@@ -158,9 +156,9 @@ def test_bad_prices_and_budgets_say_what_to_do(splits: tuple[Trace, Trace]) -> N
         snell(fit, price=-1.0)
     with pytest.raises(InputError, match="price is nan"):
         confidence(fit, price=float("nan"))
-    with pytest.raises(InputError, match="either price= .* or budget="):
+    with pytest.raises(InputError, match=r"either price= .* or budget="):
         snell(fit)
-    with pytest.raises(InputError, match="either price= .* or budget="):
+    with pytest.raises(InputError, match=r"either price= .* or budget="):
         snell(fit, price=0.1, budget=0.5)
     with pytest.raises(InputError, match=r"no rule meets a mean cost of 0\.01 .* the nearest is 0\.127"):
         snell(fit, budget=0.01)
@@ -195,7 +193,7 @@ def test_fixed_depth_pays_for_no_look_on_the_way(splits: tuple[Trace, Trace]) ->
 
 
 def test_damaged_and_foreign_rules_are_refused(splits: tuple[Trace, Trace], tmp_path: Path) -> None:
-    fit, test = splits
+    fit = splits[0]
     with pytest.raises(InputError, match="no such file"):
         Rule.load(tmp_path)
     rule = confidence(fit, price=0.1)

@@ -112,9 +112,7 @@ def test_concat_refuses_a_sample_twice_and_other_costs() -> None:
     trace = noisy_trace(40)
     with pytest.raises(InputError, match="in more than one"):
         Trace.concat([trace.select(np.arange(20)), trace.select(np.arange(19, 40))])
-    other = Trace(
-        trace.losses, trace.observations, Costs.of(np.arange(1, 9)), trace.features, source=trace.source
-    )
+    other = Trace(trace.losses, trace.observations, Costs.of(np.arange(1, 9)), trace.features, source=trace.source)
     with pytest.raises(InputError, match="share"):
         Trace.concat([trace, other])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -172,12 +173,12 @@ def solve(
     quiet: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Solves the stopping rules on the fit split, at a price or for a budget."""
-    from .stopping.frontier import METHODS
+    from .stopping.frontier import FAMILIES
     from .workflow import Run, solve_run
 
     here = Run(run)
     here.note(_command())
-    methods = list(METHODS) if method == "all" else [method]
+    methods = list(FAMILIES) if method == "all" else [method]
     rules = solve_run(here, methods, price=price, budget=budget, progress=not as_json)
     if not quiet:
         result = {name: {"kind": type(rule).__name__, "price": rule.origin.price} for name, rule in rules.items()}
@@ -227,6 +228,8 @@ def report(
 def main() -> None:
     """The entry point: bad input is one line on stderr and exit status 2."""
     begin = time.monotonic()
+    if not sys.stderr.isatty():  # read by `datasets` when it is imported
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
     except InputError as error:

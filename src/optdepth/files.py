@@ -51,9 +51,7 @@ def read_json(path: Path, *, format: str, version: int, make_it: str) -> dict[st
     return _checked(content, path, format, version, make_it)
 
 
-def read_tensors(
-    path: Path, *, format: str, version: int, make_it: str
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(path: Path, *, format: str, version: int, make_it: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads what `write_tensors` wrote: the tensors and their description."""
     if not path.is_file():
         raise InputError(f"no such file: {path}; {make_it}")
@@ -73,7 +71,5 @@ def _checked(content: Any, path: Path, format: str, version: int, make_it: str) 
     if not isinstance(content, dict) or content.get("format") != format:
         raise InputError(f"{path} is not an {format} file; {make_it}")
     if content.get("version") != version:
-        raise InputError(
-            f"{path} has version {content.get('version')!r}, this optdepth reads {version}; {make_it}"
-        )
+        raise InputError(f"{path} has version {content.get('version')!r}, this optdepth reads {version}; {make_it}")
     return content

@@ -42,9 +42,7 @@ class Observer:
             raise InputError(f"unknown feature {unknown[0]!r}; choose from {', '.join(FEATURES)}")
         self.features = tuple(features)
         self.needs_residual = "residual" in self.features
-        self._needs_probabilities = bool(
-            {"confidence", "margin", "entropy", "divergence"}.intersection(features)
-        )
+        self._needs_probabilities = bool({"confidence", "margin", "entropy", "divergence"}.intersection(features))
 
     def __call__(
         self, logits: Float[Tensor, "n C"], memory: Memory, residual: Float[Tensor, " n"] | None = None

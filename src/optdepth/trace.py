@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,10 +13,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
+from torch import Tensor
 
 from .errors import InputError
 from .files import read_tensors, write_tensors
-from .observe import Observer
+from .observe import Memory, Observer
 
 Array = np.ndarray
 _FORMAT, _VERSION = "optdepth.trace", 1
@@ -52,9 +54,7 @@ class Costs:
             value = getattr(self, name)
             bad = np.flatnonzero(~np.isfinite(value) | (value < 0))
             if len(bad):
-                raise InputError(
-                    f"{name} cost of exit {bad[0]} is {value[bad[0]]}; costs are finite and >= 0"
-                )
+                raise InputError(f"{name} cost of exit {bad[0]} is {value[bad[0]]}; costs are finite and >= 0")
         falls = np.flatnonzero(np.diff(reach) < 0)
         if len(falls):
             k = falls[0]
@@ -64,9 +64,7 @@ class Costs:
             )
 
     @classmethod
-    def of(
-        cls, reach: ArrayLike, probe: ArrayLike = 0.0, answer: ArrayLike = 0.0, unit: str = "cost"
-    ) -> Self:
+    def of(cls, reach: ArrayLike, probe: ArrayLike = 0.0, answer: ArrayLike = 0.0, unit: str = "cost") -> Self:
         """Costs from anything array-like; one number for probe or answer counts for every exit."""
         return cls(np.asarray(reach), np.asarray(probe), np.asarray(answer), unit)
 
@@ -132,9 +130,7 @@ class Trace:
         put("observations", observations)
         put("features", tuple(self.features) or tuple(f"x{f}" for f in range(observations.shape[2])))
         if len(self.features) != observations.shape[2]:
-            raise InputError(
-                f"{len(self.features)} feature names for {observations.shape[2]} observation columns"
-            )
+            raise InputError(f"{len(self.features)} feature names for {observations.shape[2]} observation columns")
         if self.posterior_losses is not None:
             posterior = np.asarray(self.posterior_losses, dtype=np.float64)
             if posterior.shape != losses.shape:
@@ -177,7 +173,8 @@ class Trace:
         names = ("confidence", "margin", "entropy", "streak", "divergence")
         observer = Observer(names if residuals is None else (*names, "residual"))
         moved = None if residuals is None else torch.as_tensor(residuals)
-        columns, memory = [], {}
+        columns: list[Tensor] = []
+        memory: Memory = {}
         for k in range(scores.shape[1]):
             seen, memory = observer(scores[:, k], memory, None if moved is None else moved[:, k])
             columns.append(seen)
@@ -229,7 +226,7 @@ class Trace:
             raise InputError(f"shares {shares} must be positive and sum to at most 1")
         order = np.random.default_rng(seed).permutation(len(self))
         ends = np.round(np.cumsum([0.0, *shares]) * len(self)).astype(int)
-        return [self.select(order[a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        return [self.select(order[a:b]) for a, b in itertools.pairwise(ends)]
 
     def overlap(self, other: Trace) -> int:
         """How many samples both traces hold."""
@@ -272,9 +269,7 @@ class Trace:
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Reads what `save` wrote; anything else is refused."""
-        held, about = read_tensors(
-            Path(path), format=_FORMAT, version=_VERSION, make_it="record the trace again"
-        )
+        held, about = read_tensors(Path(path), format=_FORMAT, version=_VERSION, make_it="record the trace again")
         tensors = {name: value.numpy() for name, value in held.items()}
         try:
             costs = Costs(tensors["reach"], tensors["probe"], tensors["answer"], about["unit"])
@@ -299,8 +294,7 @@ def _check_shapes(losses: Array, observations: Array, costs: Costs) -> None:
         raise InputError(f"a trace needs at least two exits to choose between; got {losses.shape[1]}")
     if observations.ndim != 3 or observations.shape[:2] != losses.shape or observations.shape[2] == 0:
         raise InputError(
-            f"observations must be (N, K, F) with (N, K) = {losses.shape} and F >= 1; "
-            f"got shape {observations.shape}"
+            f"observations must be (N, K, F) with (N, K) = {losses.shape} and F >= 1; got shape {observations.shape}"
         )
     if len(costs) != losses.shape[1]:
         raise InputError(f"costs of {len(costs)} exits for losses at {losses.shape[1]} exits")
@@ -312,9 +306,7 @@ def _check_finite(what: str, values: Array) -> None:
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         where = tuple(int(i) for i in bad[0])
-        raise InputError(
-            f"{what} of sample {where[0]} at exit {where[1]} is {values[where]}; it must be finite"
-        )
+        raise InputError(f"{what} of sample {where[0]} at exit {where[1]} is {values[where]}; it must be finite")
 
 
 def _digest(*arrays: Array) -> str:

@@ -8,6 +8,7 @@ evaluation.json      rules judged on the test split report.html      the page to
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -16,24 +17,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from .costs import flops, latency
 from .data import Data, load_data, normalise
 from .errors import InputError
 from .files import read_json, write_json
-from .inference.clock import clock
+from .inference.clock import Clocked, clock
 from .inference.engine import Engine
 from .networks import StagedNetwork, load_network
+from .progress import shown_steps
 from .record import record
+from .report import Provenance, write_report
 from .stopping.bounds import prophet
 from .stopping.evaluate import Evaluation, evaluate
-from .stopping.frontier import METHODS
+from .stopping.frontier import FAMILIES
+from .stopping.price import solve_at
 from .stopping.rule import FixedDepth, Origin, Rule
 from .trace import Trace
 
 _FORMAT, _VERSION = "optdepth.run", 1
+_JUDGED = "optdepth.evaluation"
 SPLITS = ("fit", "certify", "test")
 
 
@@ -121,13 +125,7 @@ def record_run(run: Run, *, measure: str, batch: int, progress: bool) -> dict[st
     for split in SPLITS:
         held = data.splits[split]
         steps = -(-len(held) // 256)
-        feed = track(
-            batches(data, split, 256),
-            f"recording {split}",
-            total=steps,
-            disable=not progress,
-            transient=True,
-        )
+        feed = shown_steps(batches(data, split, 256), f"recording {split}", total=steps, shown=progress)
         traces[split] = record(network, feed, costs, source=held.source, rows=held.rows)
         traces[split].save(run.folder / "traces" / f"{split}.safetensors")
     return traces
@@ -138,12 +136,12 @@ def solve_run(
 ) -> dict[str, Rule]:
     """Solves rules on the fit split and saves each in the run folder."""
     fit = run.trace("fit")
-    unknown = [name for name in methods if name not in METHODS]
+    unknown = [name for name in methods if name not in FAMILIES]
     if unknown:
-        raise InputError(f"no method {unknown[0]!r}; choose from {', '.join(METHODS)}")
+        raise InputError(f"no method {unknown[0]!r}; choose from {', '.join(FAMILIES)}")
     rules = {}
-    for name in track(methods, "solving", disable=not progress, transient=True):
-        rules[name] = METHODS[name](fit, price=price, budget=budget)
+    for name in shown_steps(methods, "solving", shown=progress):
+        rules[name] = solve_at(fit, FAMILIES[name](fit), price=price, budget=budget)
         rules[name].save(run.folder / "rules" / name.replace(" ", "-"))
     return rules
 
@@ -185,7 +183,7 @@ def evaluate_run(run: Run, *, clocked: list[int], repeats: int, progress: bool) 
         result["clock"] = [asdict(row) for row in timed]
         result["threads"] = torch.get_num_threads()
     result["versions"] = versions()
-    write_json(run.folder / "evaluation.json", {"format": "optdepth.evaluation", "version": 1, **result})
+    write_json(run.folder / "evaluation.json", {"format": _JUDGED, "version": 1, **result})
     return result
 
 
@@ -209,9 +207,50 @@ def _differences(engine: Engine, inputs: Tensor, found: Evaluation) -> int:
     return int((exits != found.exits).sum())
 
 
+def _training(run: Run) -> dict[str, Any]:
+    """How the network was trained, for people."""
+    path = run.folder / "training.json"
+    return json.loads(path.read_text())["settings"] if path.is_file() else {}
+
+
 def _order(name: str) -> int:
-    return list(METHODS).index(name) if name in METHODS else len(METHODS)
+    return list(FAMILIES).index(name) if name in FAMILIES else len(FAMILIES)
 
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def report_run(run: Run, *, price: float | None) -> Path:
+    """Writes `report.html`, with every method solved at one price.
+
+    Args:
+        price: that one; without it, the price of the solved rule in the run folder.
+    """
+    data, network, fit = run.data(), run.network(), run.trace("fit")
+    if price is None:
+        solved = run.rules().get("snell")
+        if solved is None or solved.origin.price is None:
+            raise InputError(f"{run.folder} holds no rule 'snell' to take a price from; solve it, or give --price")
+        price = solved.origin.price
+    held = data.splits["test"]
+    timings = []
+    if (run.folder / "evaluation.json").is_file():
+        judged = read_json(run.folder / "evaluation.json", format=_JUDGED, version=1, make_it="evaluate the run again")
+        timings = [Clocked(**row) for row in judged["clock"]]
+    settings = run.settings
+    path = run.folder / "report.html"
+    write_report(
+        path,
+        title=f"How deep is deep enough? {data.name} with {len(network.exits)} exits",
+        exits=[exit.name for exit in network.exits],
+        fit=fit,
+        test=run.trace("test"),
+        rules={name: solve_at(fit, family(fit), price=price, budget=None) for name, family in FAMILIES.items()},
+        price=price,
+        made=Provenance(settings["commands"], versions(), {"run": settings["seed"]}, _training(run)),
+        images=held.image,
+        labels=[data.classes[label] for label in held.labels],
+        clock=timings,
+    )
+    return path

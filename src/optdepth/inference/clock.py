@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from ..errors import InputError
 from ..networks import StagedNetwork
+from ..progress import shown_steps
 from ..stopping.rule import Rule
 from .engine import Engine
 
@@ -66,7 +65,7 @@ def clock(
         full: list[float] = []
         times: dict[str, list[float]] = {name: [] for name in engines}
         said = f"timing batches of {size}"
-        for turn in track(range(repeats + 1), said, console=Console(stderr=True), disable=not progress, transient=True):
+        for turn in shown_steps(range(repeats + 1), said, shown=progress):
             spent = {name: _timed(engine, chunks) for name, engine in engines.items()}
             alone = _timed(network.full, chunks)
             if turn == 0:  # warms up

@@ -1,6 +1,6 @@
 """The report: what a solved rule does, drawn and written down in one self-contained HTML page."""
 
 from .page import write_report
-from .study import Provenance, Timing
+from .study import Provenance
 
-__all__ = ["Provenance", "Timing", "write_report"]
+__all__ = ["Provenance", "write_report"]

@@ -91,9 +91,9 @@ def frontiers(study: Study) -> Markup:
         difference.set_xlim(whole.get_xlim())
         _draw_frontiers(top, study)
         right = _right(study.full.loss)
-        near = [cost for swept in study.frontiers.values() if np.isfinite(cost := swept.cost_at(_loss(right - _TOP)))]
-        left = _percent(min(near, default=study.full.cost) / study.full.cost)
-        top.set_xlim(left, whole.get_xlim()[1])
+        savings = [swept.saving(_TOP / 100) for swept in study.frontiers.values()]
+        left = 1 - max((saving for saving in savings if np.isfinite(saving)), default=0.0)
+        top.set_xlim(_percent(left), whole.get_xlim()[1])
         top.set_ylim(right - _TOP, right + _TOP / 4)
         top.set_title(f"enlarged: within {_TOP} points of the full network")
         figure.legend(*whole.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
@@ -204,7 +204,7 @@ def _draw_region(axes: Any, at: Decisions, cut: float, scale: _Scale, name: str)
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.tick_params(length=0)
     axes.set_ylabel(name, rotation=0, ha="right", va="center")
-    stops = f"{at.stops.mean():.0%} stop" if len(at.stops) else "0% stop"
+    stops = f"{at.stops.sum() / max(1, len(at.stops)):.0%} stop"
     edge = f"\nedge at {cut:.4g}" if np.isfinite(cut) else ""
     said = f"{len(at.stops):,} reach\n{stops}{edge}"
     axes.annotate(said, (1.01, 0.45), xycoords="axes fraction", va="center", size=8)
@@ -223,7 +223,9 @@ class _Scale:
     def of(cls, values: Float[Array, " n"]) -> _Scale:
         distinct = np.unique(values)
         if len(distinct) <= _MOST_DISCRETE:
-            edges = np.concatenate([[distinct[0] - 0.5], (distinct[1:] + distinct[:-1]) / 2, [distinct[-1] + 0.5]])
+            margin = np.diff(distinct).min() / 2 if len(distinct) > 1 else 0.5
+            between = (distinct[1:] + distinct[:-1]) / 2
+            edges = np.concatenate([[distinct[0] - margin], between, [distinct[-1] + margin]])
             step = -(-len(distinct) // 12)
             return cls(edges, distinct[::step].tolist(), (f"{value:g}" for value in distinct[::step].tolist()), False)
         logit = distinct[0] >= 0 and distinct[-1] <= 1
@@ -255,10 +257,6 @@ def _logit(share: float | Float[Array, " n"]) -> Any:
 def _right(loss: Any) -> Any:
     """Percentage of right answers from a mean 0-1 loss."""
     return 100 * (1 - np.asarray(loss))
-
-
-def _loss(right: float) -> float:
-    return 1 - right / 100
 
 
 def _percent(share: Any) -> Any:

@@ -13,13 +13,14 @@ from PIL import Image
 
 from ..errors import InputError
 from ..files import write_atomically
+from ..inference.clock import Clocked
 from ..stopping.evaluate import Evaluation
 from ..stopping.rule import Rule
 from ..trace import Trace
 from . import figures
 from .gallery import Gallery, galleries
 from .regions import Regions
-from .study import SOLVED, Provenance, Study, Timing
+from .study import SOLVED, Provenance, Study
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def write_report(
     made: Provenance,
     images: Callable[[int], Image.Image] | None = None,
     labels: Sequence[str] | None = None,
-    clock: Sequence[Timing] | None = None,
+    clock: Sequence[Clocked] | None = None,
     seed: int = 0,
 ) -> None:
     """Writes one HTML page about a solved rule: no script, no other file, nothing from the network.
@@ -66,7 +67,7 @@ def write_report(
         exits: K names, in order of depth.
         fit: trace of 0-1 losses on which the sweeps are solved; it shares no sample with `test`.
         test: trace of 0-1 losses on which everything is measured.
-        rules: solved at `price` on `fit`, by their names in `stopping.frontier.METHODS`: "snell" and at least one
+        rules: solved at `price` on `fit`, by their names in `stopping.frontier.FAMILIES`: "snell" and at least one
             baseline. A rule under another name is shown as well.
         price: loss that one unit of the traces' cost is worth.
         made: how the numbers were made.
@@ -132,8 +133,8 @@ def _frontiers(study: Study) -> Section:
         "more right answers, further left is cheaper. All were tuned on other inputs than those that judge them here. "
         "A rule earns its keep where it lies above the dots, which stand for shallower networks.",
         "The small chart subtracts the best threshold's line from the solved rule's: above zero the solved rule is "
-        "more accurate for the same cost. Shaded: 90% of 200 redraws of the test inputs. The table reads off what share of "
-        "the full network's cost each method needs to be as accurate as it, or nearly.",
+        "more accurate for the same cost. Shaded: 90% of 200 redraws of the test inputs. The table reads off what "
+        "share of the full network's cost each method needs to be as accurate as it, or nearly.",
     )
     return Section("Accuracy against mean cost", text, figures.frontiers(study), (Table(header, rows),))
 
@@ -175,7 +176,7 @@ def _gallery(study: Study, images: Callable[[int], Image.Image], labels: Sequenc
     return Section("First and last to stop", text, galleries=galleries(study, images, labels))
 
 
-def _costs(study: Study, clock: Sequence[Timing]) -> Section:
+def _costs(study: Study, clock: Sequence[Clocked]) -> Section:
     costs = study.test.costs
     share = costs.relative()
     header = ("exit", "trunk up to here", "looking", "answering", "paid if stopped here")
@@ -188,20 +189,20 @@ def _costs(study: Study, clock: Sequence[Timing]) -> Section:
     tables = [Table(header, rows)]
     if clock:
         text.append(
-            "The second table is the clock: time an input takes with the rule, against the plain network. Where the "
-            "share of time is above the share of cost, overhead eats some of the saving."
+            "The second table is the clock: what an input takes with the rule and in the full network without exits, "
+            "timed side by side. Where it is not as many times faster as it is cheaper, overhead eats the difference."
         )
         tables.append(
             Table(
-                ("rule", "batch", "plain network, ms", "with the rule, ms", "share of time", "share of cost"),
+                ("rule", "batch", "full network, ms", "with the rule, ms", "times faster", "times cheaper"),
                 tuple(
                     (
                         row.method,
                         f"{row.batch:,}",
-                        f"{row.full_ms:.4g}",
-                        f"{row.engine_ms:.4g}",
-                        _percent(row.engine_ms / row.full_ms),
-                        _percent(row.cost_share),
+                        f"{row.full:.4g}",
+                        f"{row.engine:.4g}",
+                        f"{row.speedup:.2f}",
+                        f"{row.saving:.2f}",
                     )
                     for row in clock
                 ),

@@ -65,18 +65,21 @@ class Regions:
     def cut(self, decisions: Decisions) -> float:
         """The value that separates the samples that stop from those that go on with the fewest mistakes.
 
-        Infinite where all decisions are the same.
+        The two kinds weigh the same in all, however few one of them is. Infinite where nothing separates them.
         """
         sign = 1.0 if self.rising else -1.0
+        stopped = int(decisions.stops.sum())
+        if stopped in (0, len(decisions.stops)):
+            return float("inf")
         order = np.argsort(-sign * decisions.values, kind="stable")
         score, stops = sign * decisions.values[order], decisions.stops[order]
-        mistakes = np.concatenate([[0], np.cumsum(np.where(stops, -1, 1))])
-        edges = np.concatenate([[True], score[1:] != score[:-1], [True]])[: len(mistakes)]
-        allowed = np.flatnonzero(edges)
-        m = int(allowed[mistakes[allowed].argmin()])
-        if m in (0, len(score)):
-            return sign * (np.inf if m == 0 else -np.inf)
-        return float(sign * (score[m - 1] + score[m]) / 2)
+        weighed = np.where(stops, -1 / stopped, 1 / (len(stops) - stopped))
+        between = np.flatnonzero(score[1:] != score[:-1])  # a cut cannot part equal values
+        mistakes = np.cumsum(weighed)[between]
+        if len(between) == 0 or mistakes.min() >= 0:
+            return float("inf")
+        m = int(between[mistakes.argmin()])
+        return float(sign * (score[m] + score[m + 1]) / 2)
 
 
 def _ordered(decisions: tuple[Decisions, ...]) -> float:

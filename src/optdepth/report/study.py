@@ -7,36 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from ..errors import InputError
+from ..progress import shown_steps
 from ..stopping.bounds import Prophet, prophet
 from ..stopping.evaluate import Evaluation, evaluate
-from ..stopping.frontier import BASELINES, METHODS, Frontier, fixed_depths, frontier, prices_for
+from ..stopping.frontier import BASELINES, FAMILIES, Frontier, fixed_depths, frontier, prices_for
 from ..stopping.rule import Rule
 from ..trace import Trace
 
 SOLVED = "snell"
 """Name of the solved rule, which the report is about."""
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One wall-clock measurement: an engine with a rule against the plain network.
-
-    Attributes:
-        method: name of the rule.
-        batch: inputs in a batch.
-        full_ms, engine_ms: milliseconds an input takes in the plain network and in the engine.
-        cost_share: mean cost of the same inputs, as a share of the full network's.
-    """
-
-    method: str
-    batch: int
-    full_ms: float
-    engine_ms: float
-    cost_share: float
 
 
 @dataclass(frozen=True)
@@ -66,7 +47,7 @@ class Study:
         rules: by name; `SOLVED` among them.
         price: at which the rules were solved.
         results: of each rule.
-        frontiers: of every method in `METHODS`.
+        frontiers: of every method in `FAMILIES`.
         depths: every sample at one exit, for each exit; the last is the full network.
         hindsight: the prophet at each price of the frontiers.
         rival: name of the baseline with the least loss + price x cost on the test trace.
@@ -93,7 +74,6 @@ class Study:
         _check(exits, fit, test, rules, price)
         results = {name: evaluate(rule, test) for name, rule in rules.items()}
         prices = prices_for(fit)
-        steps = track(METHODS, "solving sweeps", console=Console(stderr=True), transient=True)
         return cls(
             exits=tuple(exits),
             fit=fit,
@@ -101,7 +81,9 @@ class Study:
             rules=rules,
             price=price,
             results=results,
-            frontiers={method: frontier(method, fit, test, prices) for method in steps},
+            frontiers={
+                method: frontier(method, fit, test, prices) for method in shown_steps(FAMILIES, "solving sweeps")
+            },
             depths=fixed_depths(test),
             hindsight=[prophet(test, price=float(p)) for p in prices],
             rival=min((name for name in results if name in BASELINES), key=lambda n: results[n].value(price)),
@@ -139,5 +121,5 @@ def _check(exits: Sequence[str], fit: Trace, test: Trace, rules: Mapping[str, Ru
         )
     for name, rule in rules.items():
         at = rule.origin.price
-        if name in METHODS and at is not None and not np.isclose(at, price, rtol=1e-6, atol=0):
+        if name in FAMILIES and at is not None and not np.isclose(at, price, rtol=1e-6, atol=0):
             raise InputError(f"rule {name!r} was solved at price {at:g}, the report is for {price:g}; solve it again")

@@ -6,6 +6,7 @@ same objective, each coordinate exactly; the common threshold is its start, so i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -85,9 +86,16 @@ def tuned(
         price, budget: as in `solve_at`; exactly one.
         per_exit: one threshold for each exit instead of one for all.
     """
+    return solve_at(trace, threshold_family(trace, feature, below=below, per_exit=per_exit), price=price, budget=budget)
+
+
+def threshold_family(
+    trace: Trace, feature: str, *, below: bool = False, per_exit: bool = False
+) -> Callable[[float], Threshold]:
+    """`tuned` at any price."""
     score = trace.columns([feature])[:, :-1, 0] * np.float32(-1 if below else 1)
 
-    def solve(price: float) -> Threshold:
+    def at(price: float) -> Threshold:
         values = trace.losses + price * trace.costs.paid()
         cuts = np.full(trace.exits - 1, common_cut(score, values)[0], dtype=np.float32)
         if per_exit:
@@ -95,7 +103,7 @@ def tuned(
         thresholds = torch.from_numpy(-cuts if below else cuts)
         return Threshold(Origin.of(trace, price), feature, thresholds, below)
 
-    return solve_at(trace, solve, price=price, budget=budget)
+    return at
 
 
 def common_cut(score: Float[Array, "N K-1"], values: Float[Array, "N K"]) -> tuple[float, float]:

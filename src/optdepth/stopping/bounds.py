@@ -75,7 +75,7 @@ class Gap:
         bound: what no rule betters, estimated.
         fixed: value of the best fixed depth.
         depth: that depth, an exit, chosen on the fit split.
-        error: standard error of `share`.
+        error: standard error of `share`; nan with it.
     """
 
     value: float
@@ -144,9 +144,10 @@ def gap(rule: Rule, fit: Trace, test: Trace, *, price: float, seed: int = 0) -> 
     depth = int(np.argmin(fit.losses.mean(axis=0) + price * alone))
     fixed = test.losses[:, depth] + price * alone[depth] - hedged.martingale[:, depth]
     left, gained = hedged.values - hedged.bounds, fixed - hedged.bounds
+    share = left.mean() / gained.mean() if gained.mean() > 0 else float("nan")
     # The delta method: the share is a ratio of two means over the same samples.
-    spread = _error(left - left.mean() / gained.mean() * gained) / abs(gained.mean())
-    return Gap(float(hedged.values.mean()), float(hedged.bounds.mean()), float(fixed.mean()), depth, spread)
+    error = _error(left - share * gained) / float(gained.mean() or np.nan)
+    return Gap(float(hedged.values.mean()), float(hedged.bounds.mean()), float(fixed.mean()), depth, error)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,26 +12,29 @@ from numpy.typing import ArrayLike
 
 from ..errors import InputError
 from ..trace import Trace
-from .baselines import confidence, entropy, patience
+from .baselines import threshold_family
 from .evaluate import Evaluation, evaluate
-from .lookahead import lookahead
-from .rule import FixedDepth, Origin, Rule
-from .snell import snell
+from .lookahead import lookahead_family
+from .price import Family
+from .rule import FixedDepth, Origin
+from .snell import snell_family
 
 Array = np.ndarray
 
-BASELINES: dict[str, Callable[..., Rule]] = {
-    "confidence": confidence,
-    "confidence per exit": partial(confidence, per_exit=True),
-    "entropy": entropy,
-    "entropy per exit": partial(entropy, per_exit=True),
-    "patience": patience,
-    "patience per exit": partial(patience, per_exit=True),
+FAMILIES: dict[str, Callable[[Trace], Family]] = {
+    "snell": snell_family,
+    "lookahead": lookahead_family,
+    "confidence": partial(threshold_family, feature="confidence"),
+    "confidence per exit": partial(threshold_family, feature="confidence", per_exit=True),
+    "entropy": partial(threshold_family, feature="entropy", below=True),
+    "entropy per exit": partial(threshold_family, feature="entropy", below=True, per_exit=True),
+    "patience": partial(threshold_family, feature="streak"),
+    "patience per exit": partial(threshold_family, feature="streak", per_exit=True),
 }
-"""Tuned thresholds, the rules in use today."""
+"""Every solver by its display name: a trace made ready gives the rule at any price."""
 
-METHODS: dict[str, Callable[..., Rule]] = {"snell": snell, "lookahead": lookahead, **BASELINES}
-"""Every solver by its display name; each takes a trace and one of `price=` and `budget=`."""
+BASELINES = tuple(name for name in FAMILIES if name not in ("snell", "lookahead"))
+"""Tuned thresholds, the rules in use today."""
 
 _GROUPS = 20
 _CONFIDENCE = 0.9
@@ -100,10 +103,10 @@ class Frontier:
         losses = weights @ np.stack([evaluation.losses for evaluation in self.evaluations], axis=1)
         order = np.argsort(costs, axis=1, kind="stable")
         costs, losses = np.take_along_axis(costs, order, 1), np.take_along_axis(losses, order, 1)
-        curves = np.stack(
-            [np.interp(points, *pair, left=np.nan, right=np.nan) for pair in zip(costs, losses, strict=True)]
-        )
-        curves[:, np.isnan(curves).any(axis=0)] = np.nan
+        curves = np.stack([np.interp(points, *pair) for pair in zip(costs, losses, strict=True)])
+        rounding = 1e-9 * self.full.cost
+        reached = (points >= costs[:, 0].max() - rounding) & (points <= costs[:, -1].min() + rounding)
+        curves[:, ~reached] = np.nan
         return curves
 
     def band(
@@ -124,7 +127,7 @@ def frontier(method: str, fit: Trace, test: Trace, prices: Sequence[float] | Flo
     """Solves a method at each price on one trace and judges the rules on another.
 
     Args:
-        method: a name out of `METHODS`.
+        method: a name out of `FAMILIES`.
         fit: the trace that fits.
         test: the trace that judges; the two share no sample.
         prices: (P,) loss that one unit of cost is worth, >= 0; `prices_for(fit)` gives a good sweep.
@@ -132,13 +135,14 @@ def frontier(method: str, fit: Trace, test: Trace, prices: Sequence[float] | Flo
     Raises:
         InputError: an unknown method, no price, or samples that are in both traces.
     """
-    if method not in METHODS:
-        raise InputError(f"unknown method {method!r}; choose from {', '.join(METHODS)}")
+    if method not in FAMILIES:
+        raise InputError(f"unknown method {method!r}; choose from {', '.join(FAMILIES)}")
     if len(prices) == 0:
         raise InputError("no prices: give at least one, or prices_for(fit)")
     if shared := fit.overlap(test):
         raise InputError(f"{shared} samples are in both fit and test; what fits a rule cannot judge it")
-    rules = [METHODS[method](fit, price=float(price)) for price in prices]
+    family = FAMILIES[method](fit)
+    rules = [family(float(price)) for price in prices]
     return Frontier(
         method,
         np.asarray(prices, dtype=np.float64),

@@ -27,9 +27,7 @@ class GainRule(Rule):
         return self.gains[k](observation) <= 0
 
     def arguments(self) -> dict[str, Any]:
-        tensors = {
-            f"{k}.{name}": value for k, gain in enumerate(self.gains) for name, value in gain.named_buffers()
-        }
+        tensors = {f"{k}.{name}": value for k, gain in enumerate(self.gains) for name, value in gain.named_buffers()}
         return {"features": list(self.features), **tensors}
 
     @classmethod

@@ -5,6 +5,7 @@ Optimal in the monotone case of Chow and Robbins, where the set in which stoppin
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,9 +21,7 @@ from .rule import Origin, Rule
 _RAMPS, _FOLDS = 8, 5
 
 
-def lookahead(
-    trace: Trace, *, price: float | None = None, budget: float | None = None, seed: int = 0
-) -> GainRule:
+def lookahead(trace: Trace, *, price: float | None = None, budget: float | None = None, seed: int = 0) -> GainRule:
     """Stops where E[L_k - L_{k+1} | s_k] <= price x (C_{k+1} - C_k).
 
     Args:
@@ -30,6 +29,11 @@ def lookahead(
         price, budget: as in `solve_at`; exactly one.
         seed: of the folds that choose how smooth the fit is.
     """
+    return solve_at(trace, lookahead_family(trace, seed=seed), price=price, budget=budget)
+
+
+def lookahead_family(trace: Trace, *, seed: int = 0) -> Callable[[float], GainRule]:
+    """`lookahead` at any price: the regressions do not depend on it."""
     fold = np.random.default_rng(seed).permutation(len(trace)) % _FOLDS
     drop = -np.diff(expected_losses(trace), axis=1)
     fitted = []
@@ -38,7 +42,7 @@ def lookahead(
         fitted.append((ramps, CrossFit(ramps(trace.observations[:, k]), fold, _FOLDS).fit(drop[:, k])[0]))
     step = np.diff(trace.costs.paid())
 
-    def solve(price: float) -> GainRule:
+    def at(price: float) -> GainRule:
         gains = []
         for k, (ramps, coefficients) in enumerate(fitted):
             shifted = coefficients.copy()
@@ -46,7 +50,7 @@ def lookahead(
             gains.append(Additive.of(ramps, shifted))
         return GainRule(Origin.of(trace, price), trace.features, gains)
 
-    return solve_at(trace, solve, price=price, budget=budget)
+    return at
 
 
 @dataclass(frozen=True)

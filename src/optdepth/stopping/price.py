@@ -1,4 +1,8 @@
-"""Price or budget: every solver takes one of the two, and a budget is met by a bisection over the price."""
+"""Price or budget: every solver takes one of the two, and a budget is met by a bisection over the price.
+
+A solver first makes a trace ready, which gives a family, price -> rule; so a sweep over prices, a budget and a
+certificate all pay for the preparation once.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +17,18 @@ from .evaluate import applied
 from .rule import Rule
 
 R = TypeVar("R", bound=Rule)
+Family = Callable[[float], Rule]
+"""The rules of one kind, by the price they are solved at."""
 
 _CLOSE = 0.005
 """A budget counts as met when the mean cost is below it by no more than this share."""
 
 
-def solve_at(trace: Trace, solve: Callable[[float], R], *, price: float | None, budget: float | None) -> R:
+def solve_at(trace: Trace, family: Callable[[float], R], *, price: float | None, budget: float | None) -> R:
     """The rule at the price given, or the dearest found whose mean cost on `trace` keeps within the budget.
 
     Args:
-        solve: the rule at a price; its mean cost falls as the price rises.
+        family: the rule at a price; its mean cost falls as the price rises.
         price: loss that one unit of cost is worth, >= 0.
         budget: mean cost a sample, in the unit of the trace's costs.
 
@@ -34,23 +40,23 @@ def solve_at(trace: Trace, solve: Callable[[float], R], *, price: float | None, 
     if price is not None:
         if not np.isfinite(price) or price < 0:
             raise InputError(f"price is {price:g}; it is loss per unit of cost: finite and >= 0")
-        return solve(price)
+        return family(price)
     assert budget is not None
-    return _bisect(trace, solve, budget)
+    return _bisect(trace, family, budget)
 
 
-def _bisect(trace: Trace, solve: Callable[[float], R], budget: float) -> R:
+def _bisect(trace: Trace, family: Callable[[float], R], budget: float) -> R:
     least = float(trace.costs.paid()[0])
     if not budget >= least:
         raise InputError(
             f"no rule meets a mean cost of {budget:g} {trace.costs.unit}: the nearest is {least:g}, "
             "where every sample stops at the first exit"
         )
-    free = solve(0.0)
+    free = family(0.0)
     if applied(free, trace).cost <= budget:
         return free
     low, high = 0.0, float(np.ptp(trace.losses) or 1.0) / trace.costs.full
-    while applied(best := solve(high), trace).cost > budget:
+    while applied(best := family(high), trace).cost > budget:
         low, high = high, 4 * high
         if high > 1e12:
             raise InputError(
@@ -61,7 +67,7 @@ def _bisect(trace: Trace, solve: Callable[[float], R], budget: float) -> R:
         if applied(best, trace).cost >= budget * (1 - _CLOSE):
             break
         middle = (low * high) ** 0.5 if low > 0 else high / 8
-        rule = solve(middle)
+        rule = family(middle)
         if applied(rule, trace).cost <= budget:
             best, high = rule, middle
         else:

@@ -48,6 +48,11 @@ class Ramps:
 class Additive(nn.Module):
     """The fitted function of one exit's observation; evaluates on tensors, (n, F) -> (n,)."""
 
+    low: Tensor
+    scale: Tensor
+    weight: Tensor
+    intercept: Tensor
+
     def __init__(self, low: Tensor, scale: Tensor, weight: Tensor, intercept: Tensor) -> None:
         super().__init__()
         for name, value in (("low", low), ("scale", scale), ("weight", weight), ("intercept", intercept)):

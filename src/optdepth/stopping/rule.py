@@ -97,10 +97,10 @@ class Rule(nn.Module, ABC):
         self.check(trace.network, trace.exits)
         device = next(self.buffers(), torch.empty(0)).device
         columns = torch.from_numpy(trace.columns(self.features))
-        stops = np.ones(trace.losses.shape, dtype=bool)
-        for k in range(trace.exits - 1):
-            stops[:, k] = self.stop(k, columns[:, k].to(device)).cpu().numpy() if self.looks[k] else False
-        return stops.argmax(axis=1)
+        stops = np.zeros((len(trace), trace.exits - 1), dtype=bool)
+        for k in np.flatnonzero(self.looks[:-1]):
+            stops[:, k] = self.stop(int(k), columns[:, k].to(device)).cpu().numpy()
+        return first_stop(stops)
 
     def save(self, folder: str | Path) -> None:
         """Writes `rule.json` and `rule.safetensors` into a folder."""
@@ -120,9 +120,7 @@ class Rule(nn.Module, ABC):
         about = read_json(Path(folder) / "rule.json", **expected)  # type: ignore[arg-type]
         tensors, _ = read_tensors(Path(folder) / "rule.safetensors", **expected)  # type: ignore[arg-type]
         if about.get("kind") not in Rule.kinds:
-            raise InputError(
-                f"{folder} holds a rule of kind {about.get('kind')!r}, which this optdepth lacks"
-            )
+            raise InputError(f"{folder} holds a rule of kind {about.get('kind')!r}, which this optdepth lacks")
         try:
             origin = Origin(Costs(**about["costs"]), **about["origin"])
             return Rule.kinds[about["kind"]].restore(origin, {**about["arguments"], **tensors})
@@ -148,6 +146,12 @@ class FixedDepth(Rule):
 
     def arguments(self) -> dict[str, Any]:
         return {"exit": self.exit}
+
+
+def first_stop(stops: Bool[np.ndarray, "N K-1"]) -> Int[np.ndarray, " N"]:
+    """The first exit at which each sample stops; the last exit, K - 1, where none does."""
+    exits: Int[np.ndarray, " N"] = np.where(stops.any(axis=1), stops.argmax(axis=1), stops.shape[1])
+    return exits
 
 
 def samples_digest(trace: Trace) -> str:

@@ -1,9 +1,8 @@
 """The Snell envelope from data (theory, section 2): backward induction, cross-fitted, held against thresholds.
 
-Longstaff and Schwartz (2001) with three changes that theory, section 10, measured: what is regressed is the gain of going on,
-not the two values apart; the losses carry no label noise where the trace allows it; and the solution competes, by
-cross-validation on the fit split, with thresholds tuned on the same losses, so that it is never worse than those
-beyond noise.
+Longstaff and Schwartz (2001) with three changes: what is regressed is the gain of going on, not the two values apart;
+the losses carry no label noise where the trace allows it; and the solution competes, by cross-validation on the fit
+split, with thresholds tuned on the same losses, so that it is never worse than those beyond noise.
 """
 
 from __future__ import annotations
@@ -19,9 +18,10 @@ from ..trace import Trace
 from .baselines import Threshold, common_cut, exit_cuts
 from .gain import GainRule
 from .posterior import expected_losses
-from .price import solve_at
+from .price import Family, solve_at
+from .randomised import RandomisedFit
 from .regression import Additive, CrossFit, Ramps
-from .rule import Origin, Rule
+from .rule import Origin, Rule, first_stop
 
 Array = np.ndarray
 Candidate = tuple[float, Callable[[Origin], Rule]]
@@ -42,14 +42,18 @@ def snell(trace: Trace, *, price: float | None = None, budget: float | None = No
     Raises:
         InputError: fewer samples than folds.
     """
+    return solve_at(trace, snell_family(trace, seed=seed), price=price, budget=budget)
+
+
+def snell_family(trace: Trace, *, seed: int = 0) -> Family:
+    """`snell` at any price, the trace made ready once."""
     if len(trace) < 10 * _FOLDS:
         raise InputError(f"{len(trace)} samples are too few to solve on; {10 * _FOLDS} is the least")
-    solver = _Solver(trace, seed)
-    return solve_at(trace, solver.solve, price=price, budget=budget)
+    return _Solver(trace, seed).at
 
 
 class _Solver:
-    """One trace made ready, so that solving at a further price costs little."""
+    """One trace made ready: folds, bases, Gram matrices."""
 
     def __init__(self, trace: Trace, seed: int) -> None:
         self.trace = trace
@@ -59,16 +63,21 @@ class _Solver:
         self.fold = random.permutation(len(trace)) % _FOLDS
         self.sample = random.permutation(len(trace))[:_SCREENED]
         self.ramps = [Ramps.of(trace.observations[:, k], _RAMPS) for k in range(trace.exits - 1)]
-        self.fits = [
-            CrossFit(ramps(trace.observations[:, k]), self.fold, _FOLDS) for k, ramps in enumerate(self.ramps)
-        ]
+        self.fits = [CrossFit(ramps(trace.observations[:, k]), self.fold, _FOLDS) for k, ramps in enumerate(self.ramps)]
+        self.randomised = RandomisedFit(trace.observations[:, :-1], self.fold, _FOLDS, _RAMPS)
 
-    def solve(self, price: float) -> Rule:
+    def at(self, price: float) -> Rule:
         """The candidate with the least cross-fitted value at a price."""
         values = self.losses + price * self.paid
-        candidates = [self._induction(values), *self._thresholds(values)]
-        rule = min(candidates, key=lambda candidate: candidate[0])[1](Origin.of(self.trace, price))
-        return rule
+        candidates = [self._randomised(values), self._induction(values), *self._thresholds(values)]
+        best = min(candidates, key=lambda candidate: candidate[0])
+        return best[1](Origin.of(self.trace, price))
+
+    def _randomised(self, values: Float[Array, "N K"]) -> Candidate:
+        """The stopping time fitted at all exits at once, and then made deterministic."""
+        found = self.randomised.fit(values)
+        value = values[np.arange(len(values)), first_stop(found.held_out >= 0)].mean()
+        return float(value), lambda origin: GainRule(origin, self.trace.features, found.gains)
 
     def _induction(self, values: Float[Array, "N K"]) -> Candidate:
         """Backward induction: at each exit regress what stopping would cost above the rule already fitted behind it.
@@ -90,9 +99,7 @@ class _Solver:
             for f, feature in enumerate(self.trace.features)
             for below in (False, True)
         }
-        screened = {
-            key: common_cut(score[self.sample], values[self.sample])[1] for key, score in scores.items()
-        }
+        screened = {key: common_cut(score[self.sample], values[self.sample])[1] for key, score in scores.items()}
         feature, below = min(screened, key=screened.__getitem__)
         score = scores[feature, below]
 
@@ -111,8 +118,7 @@ class _Solver:
         for f in range(_FOLDS):
             held = np.flatnonzero(self.fold == f)
             stops = score[held] >= tune(np.flatnonzero(self.fold != f))
-            exits = np.column_stack([stops, np.ones(len(held), dtype=bool)]).argmax(axis=1)
-            total += values[held, exits].sum()
+            total += values[held, first_stop(stops)].sum()
 
         def build(origin: Origin) -> Rule:
             cuts = tune(np.arange(len(score)))

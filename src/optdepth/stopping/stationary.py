@@ -1,14 +1,14 @@
-"""Infinite horizon: a weight-tied block that could run for ever, and one rule for all of its steps (theory, section 5).
+"""Infinite horizon: a weight-tied block that could run for ever, one rule for all its steps (theory, section 5).
 
-The value U of a state is the fixed point of U = min(E[L | s], price c + E[U' | s]), with c the cost of a step and U' the
-value one step on. Written with the gain of going on, g = E[L | s] - (price c + E[U' | s]), it is
+The value U of a state is the fixed point of U = min(E[L | s], price c + E[U' | s]), with c the cost of a step and U'
+the value one step on. Written with the gain of going on, g = E[L | s] - (price c + E[U' | s]), it is
 
     g = E[L - L' | s] - price c + E[max(g', 0) | s],    U = E[L | s] - max(g, 0),
 
-so that one regression is iterated, and, as in `snell`, it is of an advantage. Iteration n is the problem with n + 1 steps
-left. Fitted value iteration as in Gordon (1995) and Tsitsiklis & Van Roy (1999), on the pairs (s_k, s_k+1) of all
-trajectories and all k. The price of a step makes the problem proper: not to stop costs without end. A least-squares fit may
-still undo that, hence the status.
+so that one regression is iterated, and, as in `snell`, it is of an advantage. Iteration n is the problem with n + 1
+steps left. Fitted value iteration as in Gordon (1995) and Tsitsiklis & Van Roy (1999), on the pairs (s_k, s_k+1) of
+all trajectories and all k. The price of a step makes the problem proper: not to stop costs without end. A
+least-squares fit may still undo that, hence the status.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
 from scipy.linalg import cho_factor, cho_solve
 from torch import Tensor, nn
@@ -55,12 +54,14 @@ class Stationary(Rule):
         self.gain, self.loss = gain, loss
 
     def stop(self, k: int, observation: Float[Tensor, "n F"]) -> Bool[Tensor, " n"]:
-        return self._gain_of(observation) <= 0
+        gain: Tensor = self.gain(observation)
+        return gain <= 0
 
     def value(self, observation: Float[Tensor, "n F"]) -> Float[Tensor, " n"]:
         """U: the least mean of the loss and price x cost still to come, (n,), in units of loss."""
         loss: Tensor = self.loss(observation)
-        return loss - self._gain_of(observation).clamp(min=0)
+        gain: Tensor = self.gain(observation)
+        return loss - gain.clamp(min=0)
 
     def over(self, costs: Costs) -> Stationary:
         """The same rule for another number of steps, each at the cost that it was solved for.
@@ -93,10 +94,6 @@ class Stationary(Rule):
             for part in ("gain", "loss")
         )
         return cls(origin, arguments["features"], gain, loss)
-
-    def _gain_of(self, observation: Tensor) -> Tensor:
-        gain: Tensor = self.gain(observation)
-        return gain
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,9 +136,9 @@ class StationarySolution:
                 )
             case "diverged":
                 return (
-                    f"{counted}, the gain of going on exceeds what the recorded losses allow: no rule; the losses still "
-                    "fall by more than the price where the trajectories end, or the observations do not show how far "
-                    "along they are: record more steps, or raise the price"
+                    f"{counted}, the gain of going on exceeds what the recorded losses allow: no rule; the losses "
+                    "still fall by more than the price where the trajectories end, or the observations do not show "
+                    "how far along they are: record more steps, or raise the price"
                 )
 
 
@@ -176,9 +173,7 @@ def stationary(trace: Trace, *, price: float, seed: int = 0) -> StationarySoluti
         basis, ahead, gram, before - after - price * step, float(np.ptp(np.append(before, after)))
     )
     loss = _Ridge(gram + ahead.T @ ahead).solve(basis.T @ before + ahead.T @ after)
-    rule = Stationary(
-        Origin.of(trace, price), trace.features, Additive.of(ramps, weights), Additive.of(ramps, loss)
-    )
+    rule = Stationary(Origin.of(trace, price), trace.features, Additive.of(ramps, weights), Additive.of(ramps, loss))
     return StationarySolution(status, iterations, residual, price, rule)
 
 

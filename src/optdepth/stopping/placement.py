@@ -1,0 +1,203 @@
+"""Placement: which exits to keep, when looking costs something.
+
+An exit is worth its probe only where enough samples stop there. One recorded trace tells: drop exits from it, solve
+again, and compare. Backward induction makes that cheap, for what lies behind an exit does not depend on the exits kept
+before it: their looks are paid whatever comes. So placements with the same deep exits share the work, and each further
+placement costs one regression.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from jaxtyping import Float
+
+from ..errors import InputError
+from ..trace import Costs, Trace
+from .posterior import expected_losses
+from .regression import CrossFit, Ramps
+
+Array = np.ndarray
+Exits = tuple[int, ...]
+
+_RAMPS, _FOLDS = 8, 5
+_SAMPLES = 20_000
+"""Samples searched on; what differs by less than their noise is no reason to choose."""
+_EXHAUSTIVE = 1024
+"""Up to so many placements all are tried."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The exits worth keeping at a price.
+
+    Attributes:
+        exits: those kept, in order; always with the last one.
+        value, error: mean of loss + price x cost of the induction's rule on them, cross-fitted, and its standard error.
+        every, last: the same with every exit kept, and with the last alone.
+        of: how many exits the trace has.
+        tried: placements tried.
+        exhaustive: whether those are all there are.
+        distance: the best placement is better by no more than this (estimated); 0 after an exhaustive search.
+    """
+
+    exits: Exits
+    value: float
+    error: float
+    every: float
+    last: float
+    of: int
+    tried: int
+    exhaustive: bool
+    distance: float
+
+    def __str__(self) -> str:
+        search = (
+            f"the best of all {self.tried:,} placements"
+            if self.exhaustive
+            else f"{self.tried:,} placements tried, the best is better by no more than {self.distance:.4f} (estimated)"
+        )
+        return (
+            f"keep {len(self.exits)} of {self.of} exits: {', '.join(map(str, self.exits))}; loss + price x cost "
+            f"{self.value:.4f} ± {self.error:.4f}, with every exit {self.every:.4f}, with the last alone "
+            f"{self.last:.4f}; {search}"
+        )
+
+
+def keep(trace: Trace, exits: Sequence[int]) -> Trace:
+    """The trace as a network with only these exits would record it: same trunk, no look at the others.
+
+    Features with a history (streak, divergence) still refer to the exit that was before in the full recording. So a
+    trace like this is for choosing exits; to serve, keep the exits in the network, record that and solve on it.
+
+    Args:
+        exits: at least two, rising.
+    """
+    if any(b <= a for a, b in pairwise(exits)) or not set(exits) <= set(range(trace.exits)):
+        raise InputError(f"exits {tuple(exits)} must rise and lie in 0..{trace.exits - 1}")
+    kept, costs = list(exits), trace.costs
+    return replace(
+        trace,
+        losses=trace.losses[:, kept],
+        observations=trace.observations[:, kept],
+        posterior_losses=None if trace.posterior_losses is None else trace.posterior_losses[:, kept],
+        costs=Costs(costs.reach[kept], costs.probe[kept], costs.answer[kept], costs.unit),
+    )
+
+
+def place(trace: Trace, *, price: float, most: int | None = None, seed: int = 0) -> Placement:
+    """The exits to keep: the least mean of loss + price x cost, at the trace's costs of trunk, looks and answers.
+
+    All placements are tried where they are few. Otherwise exits are added, dropped or moved to a neighbour, one at a
+    time, as long as that helps; how far that can be from the best is told by keeping every exit and paying only for
+    the look at the one stopped at, which no placement betters. Decisions and values are cross-fitted. The value is the
+    least of many, so it flatters a little: judge the rule solved on the kept exits on samples of its own. See `keep`
+    on features with a history.
+
+    Args:
+        trace: the fit split.
+        price: loss that one unit of cost is worth.
+        most: keep at most so many exits, the last included; any number when not given.
+        seed: of the folds, and of the samples searched on where the trace has more than 20,000.
+
+    Raises:
+        InputError: a negative price; `most` below 1.
+    """
+    if not np.isfinite(price) or price < 0:
+        raise InputError(f"price is {price:g}; it is loss per unit of cost: finite and >= 0")
+    if most is not None and most < 1:
+        raise InputError(f"most is {most}; the last exit is always kept, so it is at least 1")
+    if len(trace) > _SAMPLES:
+        trace = trace.select(np.random.default_rng(seed).permutation(len(trace))[:_SAMPLES])
+    early, limit = trace.exits - 1, trace.exits if most is None else min(most, trace.exits)
+    tails = _Tails(trace, price, seed)
+    exhaustive = sum(math.comb(early, n) for n in range(limit)) <= _EXHAUSTIVE
+    tried = dict(tails.all(limit) if exhaustive else tails.near(limit))
+    best = min(tried, key=tried.__getitem__)
+    chosen = tails.of(best)
+    return Placement(
+        exits=best,
+        value=float(chosen[:, 1].mean()),
+        error=float(chosen[:, 1].std(ddof=1) / np.sqrt(len(trace))),
+        every=float(tails.of(range(trace.exits))[:, 1].mean()),
+        last=float(tails.of((early,))[:, 1].mean()),
+        of=trace.exits,
+        tried=len(tried),
+        exhaustive=exhaustive,
+        distance=0.0 if exhaustive else max(0.0, tried[best] - tails.bound()),
+    )
+
+
+class _Tails:
+    """What samples lose and pay from a kept exit on, under cross-fitted backward induction.
+
+    A tail is (N, 2): column 0 with the losses that rules are fitted on (without label noise where the trace allows it),
+    which decides; column 1 with the realised ones, which is reported. The trunk counts in full, looks from the tail's
+    first exit on.
+    """
+
+    def __init__(self, trace: Trace, price: float, seed: int) -> None:
+        costs, observations = trace.costs, trace.observations
+        losses = np.stack([expected_losses(trace), trace.losses], axis=2)
+        self.stop: Float[Array, "N K 2"] = losses + price * (costs.reach + costs.probe + costs.answer)[:, None]
+        self.look: Float[Array, " K"] = price * costs.probe
+        self.last = trace.exits - 1
+        fold = np.random.default_rng(seed).permutation(len(trace)) % _FOLDS
+        seen = [observations[:, k] for k in range(self.last)]
+        self.fits = [CrossFit(Ramps.of(columns, _RAMPS)(columns), fold, _FOLDS) for columns in seen]
+
+    def before(self, k: int, tail: Float[Array, "N 2"]) -> Float[Array, "N 2"]:
+        """The tail with exit k in front."""
+        return self._lesser(k, tail + self.look[k])
+
+    def bound(self) -> float:
+        """What no placement betters: every exit kept, and passing one costs nothing."""
+        tail = self.stop[:, self.last]
+        for k in reversed(range(self.last)):
+            tail = self._lesser(k, tail)
+        return float(tail[:, 0].mean())
+
+    def _lesser(self, k: int, follows: Float[Array, "N 2"]) -> Float[Array, "N 2"]:
+        gain = self.fits[k].fit(self.stop[:, k, 0] - follows[:, 0])[1]
+        return np.where(gain[:, None] <= 0, self.stop[:, k], follows)
+
+    def of(self, exits: Sequence[int]) -> Float[Array, "N 2"]:
+        """The tail of a whole placement."""
+        tail = self.stop[:, exits[-1]]
+        for k in reversed(exits[:-1]):
+            tail = self.before(k, tail)
+        return tail
+
+    def all(self, most: int) -> Iterator[tuple[Exits, float]]:
+        """Every placement of at most so many exits, and its value."""
+        held: list[tuple[Exits, Array]] = [((self.last,), self.stop[:, self.last])]
+        while held:
+            exits, tail = held.pop()
+            yield exits, float(tail[:, 0].mean())
+            if len(exits) < most:
+                held.extend(((k, *exits), self.before(k, tail)) for k in range(exits[0]))
+
+    def near(self, most: int) -> Iterator[tuple[Exits, float]]:
+        """The placements that a local search from the last exit alone meets, and their values."""
+        best: Exits = (self.last,)
+        least = float(self.of(best)[:, 0].mean())
+        yield best, least
+        while True:
+            values = {exits: float(self.of(exits)[:, 0].mean()) for exits in self._neighbours(best, most)}
+            yield from values.items()
+            nearest = min(values, key=values.__getitem__)
+            if values[nearest] >= least:
+                return
+            best, least = nearest, values[nearest]
+
+    def _neighbours(self, exits: Exits, most: int) -> set[Exits]:
+        """One exit more, one less, or one moved to the exit next to it; the last stays."""
+        kept, early = set(exits), set(range(self.last))
+        moves = [(kept - {k}) | {j} for k in kept & early for j in (k - 1, k + 1) if j in early - kept]
+        more = [kept | {k} for k in early - kept] if len(kept) < most else []
+        fewer = [kept - {k} for k in kept & early]
+        return {tuple(sorted(found)) for found in moves + more + fewer}

@@ -1,0 +1,117 @@
+"""A randomised stopping time fitted directly: the least mean of Σ_k p_k Y_k, made deterministic at the end.
+
+At exit k a sample stops with probability h_k = sigmoid(z_k(s_k)), so p_k = h_k Π_{i<k} (1 - h_i). The score is
+additive in the features, z_k(s) = b(s) + d_k(s): one function for all exits and a small departure of each from it.
+Sharing is what makes a few thousand samples enough; regressions exit by exit spend them on noise. Where the score is
+not negative the rule stops. As in Becker, Cheridito & Jentzen (2019), but all exits at once, in a class small enough
+to need no deep network.
+
+With V_K = Y_K and V_k = h_k Y_k + (1 - h_k) V_{k+1}, the value-to-go of the randomised rule along one sample,
+
+    ∂V_1 / ∂z_k = Π_{i<k} (1 - h_i) · h_k (1 - h_k) · (Y_k - V_{k+1}),
+
+so a gradient costs two passes over the exits and no graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .regression import Additive, Ramps
+
+_STEPS, _RATE = 150, 0.1
+_SHARED, _OWN = 0.02, 20.0
+"""Ridge on the shared function and on an exit's departure from it, over the number of samples: prior precisions."""
+
+
+@dataclass(frozen=True, eq=False)
+class Randomised:
+    """The fit.
+
+    Attributes:
+        gains: K - 1 functions of an exit's observation, -z_k: stop where not positive. Fitted on all samples.
+        held_out: (N, K - 1) every sample's score z by the fit without its fold.
+    """
+
+    gains: list[Additive]
+    held_out: Float[np.ndarray, "N K-1"]
+
+
+class RandomisedFit:
+    """One trace's observations made ready; `fit` finds the stopping time for given values.
+
+    Args:
+        observations: (N, K - 1, F) of the exits but the last.
+        fold: (N,) fold of each sample, 0..folds-1.
+        ramps: of the basis, between quantiles over all exits together.
+    """
+
+    def __init__(
+        self, observations: Float[np.ndarray, "N K-1 F"], fold: Int[np.ndarray, " N"], folds: int, ramps: int
+    ) -> None:
+        samples, exits, features = observations.shape
+        self.ramps = Ramps.of(observations.reshape(-1, features), ramps)
+        self.basis = torch.stack(
+            [torch.from_numpy(self.ramps(observations[:, k])).float() for k in range(exits)]
+        )  # (K-1, N, P)
+        self.fold, self.folds = fold, folds
+        # Column 0 weighs all samples alike; column 1 + f leaves fold f out.
+        inside = np.ones((samples, folds + 1))
+        inside[np.arange(samples), 1 + fold] = 0.0
+        self.weight = torch.from_numpy(inside / inside.sum(axis=0)).float()
+
+    def fit(self, values: Float[np.ndarray, "N K"]) -> Randomised:
+        """The stopping time for values Y_k (N, K), on all samples and with each fold left out, in one descent."""
+        exits, samples, width = self.basis.shape
+        scaled = torch.from_numpy(values / (values.std() or 1.0)).float().T.contiguous()[..., None]  # (K, N, 1)
+        shared, own = torch.zeros(1, width, self.folds + 1), torch.zeros(exits, width, self.folds + 1)
+        penalised = torch.ones(1, width, 1)
+        penalised[:, 0] = 0.0
+        steps = _Adam(shared), _Adam(own)
+        for step in range(_STEPS):
+            scores = torch.bmm(self.basis, shared + own)
+            slope = torch.bmm(self.basis.transpose(1, 2), _slopes(scores, scaled) * self.weight)
+            rate = _RATE * 0.5 * (1 + np.cos(np.pi * step / _STEPS))
+            steps[0].descend(shared, slope.sum(0, keepdim=True) + 2 * _SHARED / samples * shared * penalised, rate)
+            steps[1].descend(own, slope + 2 * _OWN / samples / exits * own, rate)
+        final = shared + own
+        left_out = torch.bmm(self.basis, final)[..., 1:].permute(1, 0, 2).numpy()
+        held_out = left_out[np.arange(samples), :, self.fold]
+        gains = [Additive.of(self.ramps, -final[k, :, 0].double().numpy()) for k in range(exits)]
+        return Randomised(gains, held_out)
+
+
+def _slopes(scores: Float[Tensor, "K-1 N G"], values: Float[Tensor, "K N 1"]) -> Float[Tensor, "K-1 N G"]:
+    """∂V_1 / ∂z_k for every sample and fit."""
+    stopping = scores.sigmoid()
+    going = 1 - stopping
+    slopes = torch.empty_like(scores)
+    follows = values[-1].expand_as(scores[0])
+    for k in reversed(range(len(scores))):
+        slopes[k] = stopping[k] * going[k] * (values[k] - follows)
+        follows = stopping[k] * values[k] + going[k] * follows
+    reached = torch.ones_like(scores[0])
+    for k in range(len(scores)):
+        slopes[k] *= reached
+        reached = reached * going[k]
+    return slopes
+
+
+class _Adam:
+    """Kingma & Ba (2015) on one tensor, in place; torch's own takes its gradients from a graph, and here is none."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.mean, self.square, self.count = torch.zeros_like(like), torch.zeros_like(like), 0
+
+    def descend(self, parameter: Tensor, gradient: Tensor, rate: float) -> None:
+        self.count += 1
+        self.mean.lerp_(gradient, 0.1)
+        self.square.lerp_(gradient.square(), 0.001)
+        unbiased = self.mean / (1 - 0.9**self.count)
+        spread = (self.square / (1 - 0.999**self.count)).sqrt()
+        parameter -= rate * unbiased / (spread + 1e-8)

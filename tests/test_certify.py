@@ -1,0 +1,162 @@
+"""Certificates: right as often as they say on laws known exactly, not timid, and never on samples that fitted."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import brentq
+from scipy.stats import binom
+
+from conftest import noisy_logits, noisy_trace
+from optdepth.errors import InputError
+from optdepth.stopping.baselines import Threshold, confidence
+from optdepth.stopping.certify import Certificate, Measure, betting_p, certified, certify, family
+from optdepth.stopping.evaluate import applied, evaluate
+from optdepth.stopping.rule import FixedDepth, Origin
+from optdepth.trace import Costs, Trace
+
+COSTS = Costs.of([0.5, 1.0])
+FULL_LOSS = 0.05
+CUTS = np.linspace(1, 0, 51)
+RULES = [Threshold(Origin(COSTS), "score", torch.tensor([cut])) for cut in CUTS]
+
+# A uniform score u; the first exit is wrong with chance (1 - u) / 2, the last with chance 0.05. For each law: what is
+# measured, its risk when stopping at u >= c, and the bound asked for. Mean cost at c: 0.5 + 0.5 c.
+LAWS: dict[str, tuple[Measure, Callable[[float], float], float]] = {
+    "wrong": ("loss", lambda c: (1 - c) ** 2 / 4 + FULL_LOSS * c, 0.1),
+    "fraction": ("loss", lambda c: (1 - c) ** 2 / 4 + FULL_LOSS * c, 0.1),
+    "excess": ("excess", lambda c: (1 - c) ** 2 / 4 - FULL_LOSS * (1 - c), 0.05),
+    "differs": ("disagreement", lambda c: (1 - c) ** 2 / 4, 0.05),
+}
+
+
+def draw(law: str, samples: int, seed: int) -> Trace:
+    random = np.random.default_rng(seed)
+    score = random.random(samples)
+    first = (1 - score) * random.random(samples) if law == "fraction" else random.random(samples) < (1 - score) / 2
+    last = (random.random(samples) < FULL_LOSS) & (law != "differs")
+    losses = np.column_stack([first, last]).astype(float)
+    return Trace(losses, np.repeat(score[:, None, None], 2, axis=1), COSTS, ("score",))
+
+
+def cut_of(found: Certificate) -> float:
+    return float(found.rule.thresholds[0]) if isinstance(found.rule, Threshold) else 1.0
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_of_500_certificates_at_90_percent_few_enough_are_wrong_and_none_needlessly_timid(law: str) -> None:
+    measure, risk_at, bound = LAWS[law]
+    known = brentq(lambda c: risk_at(c) - bound, 0.0, 0.8)  # the cheapest cut when the law is known
+    cuts = np.array(
+        [
+            cut_of(certify(RULES, draw(law, 1_000, seed), risk=bound, confidence=0.9, measure=measure))
+            for seed in range(500)
+        ]
+    )
+    wrong = int((np.array([risk_at(c) for c in cuts]) > bound).sum())
+    assert wrong <= binom.ppf(0.999, 500, 0.1)
+    # Mean cost above the known rule's, in full passes; a normal test with known variance would give 0.03 to 0.037.
+    assert 0.5 * (cuts.mean() - known) <= 0.045
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_with_many_samples_the_certified_rule_is_nearly_the_one_a_known_law_gives(law: str) -> None:
+    measure, risk_at, bound = LAWS[law]
+    known = brentq(lambda c: risk_at(c) - bound, 0.0, 0.8)
+    found = certify(RULES, draw(law, 100_000, 0), risk=bound, confidence=0.95, measure=measure)
+    assert found.certified
+    assert found.cost == pytest.approx(0.5 + 0.5 * known, abs=0.015)
+
+
+@pytest.mark.parametrize("low", [0.0, -1.0])
+def test_betting_rejects_a_true_hypothesis_no_more_often_than_its_level(low: float) -> None:
+    random = np.random.default_rng(0)
+    mean, chances = (0.1, (0.9, 0.1)) if low == 0 else (0.05, (0.1, 0.75, 0.15))
+    values = random.choice(np.array([0.0, 1.0] if low == 0 else [-1.0, 0.0, 1.0]), size=(2_000, 400), p=chances)
+    rejected = sum(betting_p(row, mean, 0.1, low) <= 0.1 for row in values)
+    assert 0.03 * 2_000 <= rejected <= binom.ppf(0.999, 2_000, 0.1)
+
+
+def test_where_nothing_can_be_shown_the_full_depth_comes_back_and_says_so() -> None:
+    found = certify(RULES, draw("wrong", 200, 0), risk=0.01, confidence=0.95)
+    assert not found.certified
+    assert isinstance(found.rule, FixedDepth)
+    assert found.rule.exit == 1
+    assert found.cost == found.full_cost == 1.0
+    assert found.tested == 1
+    assert str(found).startswith("nothing is certified: the full network's loss, 0.0")
+    none_early = certify(RULES[20:], draw("excess", 200, 0), risk=0.0, confidence=0.95, measure="excess")
+    assert none_early.certified
+    assert "at the full depth; no rule that stops early" in str(none_early)
+
+
+def test_a_certificate_reads_as_a_sentence() -> None:
+    trace = draw("wrong", 5_000, 0)
+    found = certify(RULES, trace, risk=0.1, confidence=0.95)
+    assert str(found).startswith("with 95% confidence the loss is at most 0.1: 0.09")
+    assert "on 5,000 samples, at a mean cost of 0.7" in str(found)
+    assert found.observed == evaluate(found.rule, trace).loss
+
+
+def test_order_of_the_samples_decides_nothing_but_the_order_of_the_rules_does() -> None:
+    trace = draw("wrong", 2_000, 0)
+    sorted_by_loss = trace.select(np.argsort(trace.losses[:, 0]))
+    for_sorted = certify(RULES, sorted_by_loss, risk=0.1, confidence=0.9)
+    assert cut_of(for_sorted) == cut_of(certify(RULES, trace, risk=0.1, confidence=0.9))
+    assert cut_of(certify(RULES[::-1], trace, risk=0.1, confidence=0.9)) == 1.0  # the most eager fails, and ends it
+
+
+@pytest.mark.parametrize("measure", ["loss", "excess", "disagreement"])
+def test_a_sweep_of_the_price_certifies_a_rule_close_to_the_best_of_a_known_law(measure: Measure) -> None:
+    logits, labels = noisy_logits(30_000)
+    right = logits[:, -1].argmax(-1) if measure == "disagreement" else labels
+    whole = Trace.from_logits(logits, right, Costs.of(np.arange(1, 9) / 8, 0.002))
+    fit, hold, law = whole.split(1 / 6, 1 / 6, 4 / 6, seed=0)
+    bound = 0.05 if measure == "loss" else 0.02
+    found = certified(
+        lambda price: confidence(fit, price=price), fit, hold, risk=bound, confidence=0.95, measure=measure
+    )
+    judged = evaluate(found.rule, law)
+    base = law.losses[:, -1].mean() if measure == "excess" else 0.0
+    assert found.certified
+    assert judged.loss - base <= bound
+    thresholds = np.linspace(0.3, 1, 71)
+    tried = [applied(Threshold(Origin(law.costs), "confidence", torch.full((7,), t)), law) for t in thresholds]
+    known = min(other.cost for other in tried if other.loss - base <= bound)
+    assert judged.cost - known <= 0.05
+
+
+def test_the_family_is_laid_on_the_fit_split_in_even_steps_of_cost() -> None:
+    fit = noisy_trace(4_000)
+    rules = family(lambda price: confidence(fit, price=price), fit, risk=0.1)
+    found = [applied(rule, fit) for rule in rules]
+    costs = np.array([e.cost for e in found])
+    assert (np.diff([rule.origin.price for rule in rules]) > 0).all()
+    assert (np.diff(costs) <= 0).all()
+    assert found[0].loss <= 0.1 < found[-1].loss
+    assert np.abs(np.diff(costs)).max() <= 0.1
+    assert len(np.unique(costs)) >= 12
+
+
+def test_used_samples_and_senseless_requests_are_refused() -> None:
+    fit, hold = noisy_trace(2_000).split(0.5, 0.5, seed=0)
+    rule = confidence(fit, price=0.1)
+    with pytest.raises(InputError, match="these samples fitted the rule"):
+        certify([rule], fit, risk=0.9, confidence=0.9)
+    with pytest.raises(InputError, match="1000 samples are in both"):
+        certified(lambda price: rule, fit, fit, risk=0.1, confidence=0.9)
+    with pytest.raises(InputError, match=r"confidence is 95; .* 0\.95 for 95%"):
+        certify([rule], hold, risk=0.1, confidence=95)
+    with pytest.raises(InputError, match="risk is -1"):
+        certify([rule], hold, risk=-1, confidence=0.9)
+    with pytest.raises(InputError, match="unknown measure 'lose'"):
+        certify([rule], hold, risk=0.1, confidence=0.9, measure="lose")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"make the trace with Trace\.from_logits"):
+        certify([rule], hold, risk=0.1, confidence=0.9, measure="disagreement")
+    large = Trace(hold.losses * 2, hold.observations, hold.costs, hold.features)
+    with pytest.raises(InputError, match=r"losses run from 0 to 2; .* \[0, 1\]"):
+        certify([rule], large, risk=0.1, confidence=0.9)
+    free = Trace(fit.losses, fit.observations, Costs.of(np.zeros(8)), fit.features)
+    with pytest.raises(InputError, match="the exits cost nothing"):
+        certified(lambda price: rule, free, hold, risk=0.1, confidence=0.9)

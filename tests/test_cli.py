@@ -1,0 +1,176 @@
+"""The command line as a stranger uses it: the whole way on real data, and every mistake one line and status 2."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from optdepth.cli import main
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Runs `optdepth ARGS`; gives its exit status, stdout and stderr."""
+
+    def run(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["optdepth", *map(str, args)])
+        try:
+            main()
+            status = 0
+        except SystemExit as exit:
+            status = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a small trained network, recorded; tests copy it."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    patch = pytest.MonkeyPatch()
+    for args in (["train", "--depth", "8", "--epochs", "6", "--out", str(folder), "--json"], ["record", str(folder)]):
+        patch.setattr(sys, "argv", ["optdepth", *args])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert not stopped.value.code
+    patch.undo()
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def refused(outcome: tuple[int, str, str], *words: str) -> None:
+    """Exit status 2, nothing on stdout, one line on stderr with the words."""
+    status, out, err = outcome
+    assert status == 2, (status, out, err)
+    assert out == ""
+    assert len(err.strip().splitlines()) == 1, err
+    for word in words:
+        assert word in err
+
+
+def test_the_steps_share_files_and_end_in_a_report(cli: Cli, run: Path) -> None:
+    assert cli("solve", run, "--price", 0.1)[0] == 0
+    status, out, _ = cli("evaluate", run, "--clock", "32", "--repeats", 1, "--json")
+    assert status == 0
+    result = json.loads(out)
+    rows = {row["method"]: row for row in result["rows"]}
+    assert {"full network", "snell", "lookahead", "confidence", "patience per exit"} <= set(rows)
+    assert rows["full network"]["accuracy"] > 0.6
+    assert rows["snell"]["cost"] < 1
+    assert all(row.get("engine exits unlike the trace's", 0) <= 1 for row in rows.values())
+    assert {row["batch"] for row in result["clock"]} == {32}
+    status, out, _ = cli("report", run)
+    assert status == 0
+    page = (run / "report.html").read_text()
+    assert "optdepth solve" in page
+    assert json.loads((run / "run.json").read_text())["commands"][-1].startswith("optdepth report")
+
+
+def test_json_goes_alone_to_stdout(cli: Cli, run: Path) -> None:
+    for args in (("record", run), ("solve", run, "--budget", 0.7, "--method", "snell")):
+        status, out, _ = cli(*args, "--json")
+        assert status == 0
+        json.loads(out)
+
+
+def test_the_same_seed_gives_the_same_result(cli: Cli, run: Path) -> None:
+    found = []
+    for _ in range(2):
+        cli("solve", run, "--price", 0.1, "--method", "snell")
+        found.append((run / "rules" / "snell" / "rule.safetensors").read_bytes())
+    assert found[0] == found[1]
+
+
+def test_help_teaches_every_command(cli: Cli) -> None:
+    for command in ([], ["demo"], ["train"], ["record"], ["solve"], ["evaluate"], ["report"]):
+        status, out, _ = cli(*command, "--help")
+        assert status == 0
+        assert "Usage" in out
+
+
+def test_a_network_trained_further_refuses_its_old_rules(cli: Cli, run: Path, tmp_path: Path) -> None:
+    assert cli("solve", run, "--price", 0.1, "--method", "snell")[0] == 0
+    assert cli("train", "--depth", 8, "--epochs", 1, "--seed", 1, "--out", tmp_path / "other", "--json")[0] == 0
+    assert cli("record", tmp_path / "other")[0] == 0
+    shutil.copytree(run / "rules", tmp_path / "other" / "rules")
+    refused(cli("evaluate", tmp_path / "other"), "was solved for network")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["solve", "RUN", "--price", "-1"], ["price is -1"]),
+        (["solve", "RUN"], ["price", "budget"]),
+        (["solve", "RUN", "--price", "0.1", "--budget", "0.5"], ["price", "budget"]),
+        (["solve", "RUN", "--budget", "0.001"], ["no rule meets", "the nearest is"]),
+        (["solve", "RUN", "--price", "0.1", "--method", "magic"], ["magic", "snell"]),
+        (["evaluate", "RUN"], ["no rules", "optdepth solve"]),
+        (["evaluate", "RUN/none"], ["no such file", "optdepth train"]),
+        (["record", "nowhere"], ["no such file", "optdepth train"]),
+        (["train", "--out", "RUN", "--data", "/none/such"], ["data", "RUN"]),
+        (["train", "--out", "NEW", "--data", "/none/such"], ["no such folder: /none/such"]),
+        (["train", "--out", "NEW", "--depth", "9"], ["depth 9", "8 and 14"]),
+        (["train", "--out", "NEW", "--loss", "none"], ["none", "light-supervision"]),
+        (["train", "--out", "NEW", "--exits", "stage9.block1"], ["stage9.block1", "stage1.block1"]),
+        (["train", "--out", "NEW", "--loss", "stopping-cost", "--price", "-2"], ["price -2"]),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(
+    cli: Cli, run: Path, tmp_path: Path, args: list[str], words: list[str]
+) -> None:
+    filled = [arg.replace("RUN", str(run)).replace("NEW", str(tmp_path / "new")) for arg in args]
+    refused(cli(*filled), *(word.replace("RUN", str(run)) for word in words))
+
+
+def test_truncated_files_say_which_and_what_to_do(cli: Cli, run: Path) -> None:
+    for file, command in (
+        ("traces/fit.safetensors", ["solve", run, "--price", 0.1]),
+        ("network/weights.safetensors", ["record", run]),
+        ("checkpoint.pt", ["train", "--depth", 8, "--epochs", 6, "--out", run, "--json"]),
+    ):
+        whole = (run / file).read_bytes()
+        (run / file).write_bytes(whole[: len(whole) // 2])
+        refused(cli(*command), file.split("/")[-1])
+        (run / file).write_bytes(whole)
+
+
+def test_an_unreadable_image_is_named(cli: Cli, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        for i in range(30):
+            path = tmp_path / "images" / label / f"{i:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(path)
+    (tmp_path / "images" / "dog" / "07.png").write_bytes(b"no image")
+    outcome = cli(
+        "train", "--data", tmp_path / "images", "--depth", 8, "--epochs", 1, "--out", tmp_path / "run", "--json"
+    )
+    refused(outcome, "07.png", "unreadable image")
+
+
+def test_a_trace_with_nan_is_refused(cli: Cli, run: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    path = run / "traces" / "fit.safetensors"
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    tensors["losses"][5, 1] = torch.nan
+    save_file(tensors, path, metadata=about)
+    refused(cli("solve", run, "--price", 0.1), "loss of sample 5 at exit 1 is nan")
