@@ -18,11 +18,10 @@ from problems_discrete import PROBLEMS
     ("simulate", "known"), [(american_put, PUT_VALUES[0.2, 1]), (max_call, MAX_CALL_VALUE)], ids=["put", "max-call"]
 )
 def test_rule_and_dual_bound_bracket_the_published_value_of_an_option(simulate, known: float) -> None:
-    fit, test = simulate(15_000, seed=1), simulate(15_000, seed=2)
+    fit, test = simulate(10_000, seed=1), simulate(10_000, seed=2)
     rule = snell(fit, price=0.0)
     found, bound = gap(rule, fit, test, price=0.0), dual(rule, fit, test, price=0.0)
     earned = evaluate(rule, test)
-    print(found, bound, earned)
     assert -earned.loss <= known + 2 * earned.loss_error
     assert -found.value <= known + 3 * bound.error
     assert known - 3 * bound.error <= -bound.value <= known * 1.02 + 3 * bound.error
@@ -30,12 +29,11 @@ def test_rule_and_dual_bound_bracket_the_published_value_of_an_option(simulate, 
     assert found.bound == bound.value
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", ["parking", "sequential test", "chain"])
 def test_on_a_problem_solved_exactly_the_bound_is_near_the_value_and_far_above_hindsight(name: str) -> None:
-    fit, test = PROBLEMS[name](10_000, 1), PROBLEMS[name](10_000, 2)
+    fit, test = PROBLEMS[name](6_000, 1), PROBLEMS[name](6_000, 2)
     rule = snell(fit.trace, price=fit.price)
     bound, best = dual(rule, fit.trace, test.trace, price=fit.price), prophet(test.trace, price=fit.price)
-    print(name, fit.value, bound, best)
     # The error counts the test samples; the regressions' own noise is within 1% of what hindsight would gain.
     slack = 3 * bound.error + 0.01 * (fit.value - best.value)
     assert fit.value - 0.2 * (fit.value - best.value) <= bound.value <= fit.value + slack
@@ -58,7 +56,7 @@ def test_a_gap_reads_as_a_sentence(splits: tuple[Trace, Trace]) -> None:
         "the rule is within 10.0% ± 1.0% of the best any rule could do with these observations (estimated): 0.1100"
     )
     alone = gap(FixedDepth(Origin.of(fit), 7), fit, test, price=0.0)
-    assert np.isnan(alone.share) or 0 <= alone.share
+    assert np.isnan(alone.share) or alone.share >= 0
     nothing = gap(snell(fit, price=100.0), fit, test, price=100.0)
     assert np.isnan(nothing.share)
     assert "no rule that looks at these exits betters the fixed depth of exit 0" in str(nothing)

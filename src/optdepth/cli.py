@@ -57,7 +57,7 @@ def demo(
     train(out=out, data="digits", seed=seed, epochs=30, as_json=True, quiet=True)
     record(out, quiet=True)
     solve(out, price=0.05, quiet=True)
-    evaluate(out, as_json=as_json)
+    evaluate(out, clock="1,32", repeats=3, as_json=as_json)
     report(out, quiet=as_json)
 
 
@@ -100,7 +100,7 @@ def train(
     from .networks import resnet
     from .training.depth_loss import depth_loss
     from .training.loop import train as fit
-    from .workflow import Run, batches
+    from .workflow import Run
 
     run = Run(out)
     objective = depth_loss(loss, price)
@@ -109,7 +109,7 @@ def train(
     loaded = run.data()
     names = exits if exits in ("all", "last") else exits.split(",")
     network = resnet(depth, classes=len(loaded.classes), channels=loaded.channels, width=width, exits=names, seed=seed)
-    costs = flops(network, next(batches(loaded, "fit", 1))[0]).relative().paid()
+    costs = flops(network, next(loaded.batches("fit", 1))[0]).relative().paid()
     history = fit(
         network,
         loaded,
@@ -263,11 +263,13 @@ def _table(result: dict[str, Any]) -> Table:
     clocked = {(row["method"], row["batch"]): row["speedup"] for row in result["clock"]}
     sizes = sorted({size for _, size in clocked})
     table = Table(title=f"{result['samples']:,} test samples; cost in {result['unit']}")
-    table.add_column("rule")
-    for name in ("accuracy", "mean cost", *(f"speed-up, batch {size}" for size in sizes)):
-        table.add_column(name, justify="right")
+    table.add_column("rule", no_wrap=True)
+    for name in ("right, %", "cost", *(f"batch {size}" for size in sizes)):
+        table.add_column(name, justify="right", no_wrap=True)
+    if sizes:
+        table.caption = "batch N: times faster than the network without exits, on the clock"
     for row in result["rows"]:
-        cells = [f"{row['accuracy']:.2%} ± {row['accuracy_error']:.2%}", f"{row['cost']:.3f}"]
+        cells = [f"{100 * row['accuracy']:.2f} ± {100 * row['accuracy_error']:.2f}", f"{row['cost']:.3f}"]
         cells += [f"{clocked[row['method'], size]:.2f}x" for size in sizes]
         table.add_row(row["method"], *cells, style="bold" if row["method"] == "snell" else "")
     return table

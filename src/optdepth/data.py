@@ -3,7 +3,7 @@
 import hashlib
 import io
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,13 +13,14 @@ import datasets
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int, Int64, UInt8
 from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import Progress
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from .errors import InputError
 
@@ -119,6 +120,15 @@ class Data:
     std: tuple[float, ...]
     flip: bool
     splits: Mapping[str, ImageSplit] = field(repr=False)
+
+    def batches(
+        self, split: str, size: int = 256
+    ) -> Iterator[tuple[Float[Tensor, "n channels h w"], Int[Tensor, " n"]]]:
+        """Normalised images and labels of a split, in its order, `size` at a time."""
+        if split not in self.splits:
+            raise InputError(f"no split {split!r}: the splits are {', '.join(self.splits)}")
+        for images, labels in DataLoader(self.splits[split], batch_size=size):
+            yield normalise(images, self.mean, self.std), labels
 
 
 def load_data(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -29,7 +30,8 @@ def record(
     Args:
         batches: pairs of inputs (n, ...) and labels (n,), in the order wanted in the trace.
         costs: of the network's exits; `flops(network, example).relative()` makes prices easy to read.
-        source, rows: where the samples come from, so that a split used twice can be told; see `Trace`.
+        source, rows: where the samples come from, so that a split used twice can be told; see `Trace`. Without them
+            the content names itself.
 
     Raises:
         InputError: no samples, NaN or infinity in a batch or in the logits, a label out of range.
@@ -44,13 +46,14 @@ def record(
         check_finite(inputs, seen)
         numbers = np.arange(seen, seen + len(inputs)) if rows is None else rows[seen : seen + len(inputs)]
         logits, residuals = _every_exit(network, inputs.to(device))
-        where = {"source": source or "unnamed", "rows": numbers, "network": fingerprint}
+        where = {"source": source or "recorded", "rows": numbers, "network": fingerprint}
         parts.append(Trace.from_logits(logits, labels, costs, residuals=residuals, **where))
         seen += len(inputs)
     network.train(training)
     if not parts:
         raise InputError("no batches to record: the data are empty")
-    return Trace.concat(parts)
+    trace = Trace.concat(parts)
+    return trace if source else replace(trace, source="")
 
 
 def check_finite(inputs: Tensor, first: int = 0) -> None:

@@ -9,7 +9,6 @@ evaluation.json      rules judged on the test split report.html      the page to
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .costs import flops, latency
-from .data import Data, load_data, normalise
+from .data import Data, load_data
 from .errors import InputError
 from .files import read_json, write_json
 from .inference.clock import Clocked, clock
@@ -104,13 +103,6 @@ class Run:
         return {name: found[name] for name in sorted(found, key=_order)}
 
 
-def batches(data: Data, split: str, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normalised inputs (n, channels, h, w) and labels (n,) of a split, in its order."""
-    loader = torch.utils.data.DataLoader(data.splits[split], batch_size=size)
-    for images, labels in loader:
-        yield normalise(images, data.mean, data.std), labels
-
-
 def record_run(run: Run, *, measure: str, batch: int, progress: bool) -> dict[str, Trace]:
     """Records the traces of the fit, certify and test splits; costs are multiples of the full network's.
 
@@ -119,13 +111,13 @@ def record_run(run: Run, *, measure: str, batch: int, progress: bool) -> dict[st
     """
     network, data = run.network(), run.data()
     device = next(network.parameters()).device
-    example = next(batches(data, "fit", batch))[0].to(device)
+    example = next(data.batches("fit", batch))[0].to(device)
     costs = (flops(network, example[:1]) if measure == "flops" else latency(network, example)).relative()
     traces = {}
     for split in SPLITS:
         held = data.splits[split]
         steps = -(-len(held) // 256)
-        feed = shown_steps(batches(data, split, 256), f"recording {split}", total=steps, shown=progress)
+        feed = shown_steps(data.batches(split), f"recording {split}", total=steps, shown=progress)
         traces[split] = record(network, feed, costs, source=held.source, rows=held.rows)
         traces[split].save(run.folder / "traces" / f"{split}.safetensors")
     return traces
@@ -159,7 +151,7 @@ def evaluate_run(run: Run, *, clocked: list[int], repeats: int, progress: bool) 
     fixed = {f"fixed {name}": FixedDepth(origin, k) for k, name in enumerate(names[:-1])}
     everything = {"full network": FixedDepth(origin, len(names) - 1), **fixed, **rules}
     device = next(network.parameters()).device
-    inputs = torch.cat([images for images, _ in batches(data, "test", 1024)]).to(device)
+    inputs = torch.cat([images for images, _ in data.batches("test", 1024)]).to(device)
     rows = []
     for name, rule in everything.items():
         found = evaluate(rule, test)

@@ -16,8 +16,8 @@ from ..progress import shown_steps
 from ..stopping.rule import Rule
 from .engine import Engine
 
-_CHUNKS = 32
-"""Batches a turn: enough for the mix of easy and hard samples, few enough for many turns."""
+_SAMPLES = 1024
+"""Inputs a turn: enough for the mix of easy and hard ones, few enough for many turns. Single inputs: 128."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def clock(
 
     Args:
         inputs: (N, ...) samples of the mix that is served, on the network's device.
-        batches: sizes to time; the inputs are cut into batches of that size, at most 32 batches of them.
+        batches: sizes to time; 1,024 inputs a turn are cut into batches of that size, 128 at batch 1.
         repeats: turns; figures are medians over them.
         progress: a bar on stderr.
     """
@@ -61,7 +61,9 @@ def clock(
     engines = {name: Engine(network, rule) for name, rule in rules.items()}
     rows = []
     for size in batches:
-        chunks = [inputs[i : i + size] for i in range(0, len(inputs) - size + 1, size)][:_CHUNKS]
+        chunks = [inputs[i : i + size] for i in range(0, len(inputs) - size + 1, size)][
+            : max(4, min(128, _SAMPLES // size))
+        ]
         full: list[float] = []
         times: dict[str, list[float]] = {name: [] for name in engines}
         said = f"timing batches of {size}"

@@ -42,7 +42,8 @@ class Placement:
         of: how many exits the trace has.
         tried: placements tried.
         exhaustive: whether those are all there are.
-        distance: the best placement is better by no more than this (estimated); 0 after an exhaustive search.
+        distance: the best placement is better by no more than this (estimated, two standard errors included); 0 after
+            an exhaustive search.
     """
 
     exits: Exits
@@ -119,16 +120,17 @@ def place(trace: Trace, *, price: float, most: int | None = None, seed: int = 0)
     tried = dict(tails.all(limit) if exhaustive else tails.near(limit))
     best = min(tried, key=tried.__getitem__)
     chosen = tails.of(best)
+    room = chosen[:, 0] - tails.bound()
     return Placement(
         exits=best,
         value=float(chosen[:, 1].mean()),
-        error=float(chosen[:, 1].std(ddof=1) / np.sqrt(len(trace))),
+        error=_error(chosen[:, 1]),
         every=float(tails.of(range(trace.exits))[:, 1].mean()),
         last=float(tails.of((early,))[:, 1].mean()),
         of=trace.exits,
         tried=len(tried),
         exhaustive=exhaustive,
-        distance=0.0 if exhaustive else max(0.0, tried[best] - tails.bound()),
+        distance=0.0 if exhaustive else max(0.0, float(room.mean())) + 2 * _error(room),
     )
 
 
@@ -154,12 +156,12 @@ class _Tails:
         """The tail with exit k in front."""
         return self._lesser(k, tail + self.look[k])
 
-    def bound(self) -> float:
+    def bound(self) -> Float[Array, " N"]:
         """What no placement betters: every exit kept, and passing one costs nothing."""
         tail = self.stop[:, self.last]
         for k in reversed(range(self.last)):
             tail = self._lesser(k, tail)
-        return float(tail[:, 0].mean())
+        return tail[:, 0]
 
     def _lesser(self, k: int, follows: Float[Array, "N 2"]) -> Float[Array, "N 2"]:
         gain = self.fits[k].fit(self.stop[:, k, 0] - follows[:, 0])[1]
@@ -201,3 +203,7 @@ class _Tails:
         more = [kept | {k} for k in early - kept] if len(kept) < most else []
         fewer = [kept - {k} for k in kept & early]
         return {tuple(sorted(found)) for found in moves + more + fewer}
+
+
+def _error(values: Float[Array, " N"]) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values)))

@@ -1,0 +1,147 @@
+"""Accuracy, mean cost and time on the clock of every rule, beside the network trained without exits.
+
+    python benchmarks/spine.py --data digits --epochs 30
+    python benchmarks/spine.py --data ../shared/data/cifar10 --epochs 15 --precision bf16
+
+Trains the network twice, with an exit after every block and without any, records, solves, and judges on the test
+split, which nothing else has touched. Interrupted, the same command goes on where it stopped. Writes a table and its
+figures to `benchmarks/spine/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from optdepth.cli import record, solve, train
+from optdepth.errors import InputError
+from optdepth.files import write_json
+from optdepth.stopping.frontier import FAMILIES, fixed_depths, frontier, prices_for
+from optdepth.workflow import Run, evaluate_run, versions
+
+HERE = Path(__file__).parent
+BATCHES = [1, 32, 256]
+
+
+def main() -> None:
+    """Reads the arguments and runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="digits", help="as for `optdepth train`")
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--price", type=float, default=0.05, help="loss that one full pass is worth")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    name = Path(given.data).name
+    common: dict[str, Any] = {
+        "data": given.data,
+        "epochs": given.epochs,
+        "precision": given.precision,
+        "seed": given.seed,
+    }
+    exits, plain = Run(Path("runs") / name), Run(Path("runs") / f"{name}-plain")
+    for run, more in ((exits, {}), (plain, {"exits": "last", "loss": "last-exit"})):
+        if not (run.folder / "training.json").is_file():
+            train(out=run.folder, **common, **more)
+    record(exits.folder, quiet=True)
+    solve(exits.folder, price=given.price, quiet=True)
+    judged = evaluate_run(exits, clocked=BATCHES, repeats=5, progress=True)
+    result = {
+        "command": " ".join(["python", *sys.argv]),
+        "price": given.price,
+        "seed": given.seed,
+        "commit": _output("git", "rev-parse", "--short", "HEAD"),
+        "machine": f"{_processor()}, {torch.get_num_threads()} threads",
+        "versions": {"python": platform.python_version(), **versions()},
+        "without exits": _accuracy(plain),
+        "sweep": _sweep(exits),
+        **judged,
+    }
+    write_json(HERE / "spine" / f"{name}.json", result)
+    (HERE / "spine" / f"{name}.md").write_text(_page(name, result))
+    print(_page(name, result))
+
+
+@torch.inference_mode()
+def _accuracy(run: Run) -> float:
+    """Of the network trained without exits, on the test split."""
+    network, data = run.network(), run.data()
+    right = [(network.full(x).argmax(1) == y).float() for x, y in data.batches("test")]
+    return float(torch.cat(right).mean())
+
+
+def _sweep(run: Run) -> list[dict[str, Any]]:
+    """Mean cost that each method needs to be as accurate as the full network, and nearly."""
+    fit, test = run.trace("fit"), run.trace("test")
+    prices = prices_for(fit)
+    full = fixed_depths(test)[-1]
+    rows = []
+    for method in FAMILIES:
+        swept = frontier(method, fit, test, prices)
+        costs, losses = swept.curve()
+        rows.append(
+            {
+                "method": method,
+                "cost at loss": {str(drop): swept.cost_at(full.loss + drop) for drop in (0.0, 0.005, 0.01, 0.02)},
+                "costs": costs.tolist(),
+                "accuracies": (1 - losses).tolist(),
+            }
+        )
+    return rows
+
+
+def _page(name: str, result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    clocked = {(row["method"], row["batch"]): row for row in result["clock"]}
+    head = ["rule", "accuracy", "mean cost", "FLOPs ratio", *(f"clock ratio, batch {size}" for size in BATCHES)]
+    lines = [
+        f"# {name}: every rule at price {result['price']:g}",
+        "",
+        f"`{result['command']}`, seed {result['seed']}, commit {result['commit']}, {result['machine']}, "
+        + ", ".join(f"{key} {value}" for key, value in result["versions"].items())
+        + f". {result['samples']:,} test samples; cost in {result['unit']}.",
+        "A ratio is the full network over the engine: FLOPs by count, clock by medians over five turns side by side. "
+        "Rules are solved on the fit split; nothing was chosen on the test split.",
+        "",
+        _row(head),
+        _row(["---", *["---:"] * (len(head) - 1)]),
+        _row(["same network trained without exits", f"{result['without exits']:.2%}", "1.000", *["1.00"] * 4]),
+    ]
+    for row in result["rows"]:
+        speed = [f"{clocked[row['method'], size]['speedup']:.2f}" for size in BATCHES]
+        accuracy = f"{row['accuracy']:.2%} ± {row['accuracy_error']:.2%}"
+        lines.append(_row([row["method"], accuracy, f"{row['cost']:.3f}", f"{1 / row['cost']:.2f}", *speed]))
+    lines += ["", "Mean cost needed to be as accurate as the full network with exits, or less so by some points:", ""]
+    lines += [_row(["method", "full accuracy", "-0.5", "-1", "-2"]), _row(["---", *["---:"] * 4])]
+    for row in result["sweep"]:
+        needed = [f"{cost:.3f}" if cost == cost else "not reached" for cost in row["cost at loss"].values()]
+        lines.append(_row([row["method"], *needed]))
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _processor() -> str:
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"spine: {error}")
