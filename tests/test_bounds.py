@@ -18,7 +18,7 @@ from problems_discrete import PROBLEMS
     ("simulate", "known"), [(american_put, PUT_VALUES[0.2, 1]), (max_call, MAX_CALL_VALUE)], ids=["put", "max-call"]
 )
 def test_rule_and_dual_bound_bracket_the_published_value_of_an_option(simulate, known: float) -> None:
-    fit, test = simulate(10_000, seed=1), simulate(10_000, seed=2)
+    fit, test = simulate(8_000, seed=1), simulate(8_000, seed=2)
     rule = snell(fit, price=0.0)
     found, bound = gap(rule, fit, test, price=0.0), dual(rule, fit, test, price=0.0)
     earned = evaluate(rule, test)

@@ -52,7 +52,8 @@ class Dual:
     """An estimate of what no rule betters, given what may be seen at the exits.
 
     Attributes:
-        value, error: mean of loss + price x cost, and its standard error.
+        value, error: mean of loss + price x cost, and its standard error over the test samples; what the regressions
+            err by is not in it.
     """
 
     value: float
@@ -117,7 +118,7 @@ def dual(rule: Rule, fit: Trace, test: Trace, *, price: float, seed: int = 0) ->
 
     Two things differ from the textbook:
     - Y_k inside the minimum is its regression E[Y_k | s_k]. A rule earns no more than that, for it does not see the
-      label; with the realised loss the minimum would, and on 0-1 losses the bound would be worse than the prophet's.
+      label; with the realised loss the minimum would, and on 0-1 losses the bound can come out below the prophet's.
     - the realised Y_T less its regression, at the stops T of `rule`, is added. Its expectation is zero for exact
       regressions, and for others it takes out the error that they make along the rule.
 

@@ -34,12 +34,14 @@ def lookahead(trace: Trace, *, price: float | None = None, budget: float | None 
 
 def lookahead_family(trace: Trace, *, seed: int = 0) -> Callable[[float], GainRule]:
     """`lookahead` at any price: the regressions do not depend on it."""
+    features = tuple(name for name in trace.features if name != "residual") or trace.features  # as in `snell`
+    seen = trace.columns(features)
     fold = np.random.default_rng(seed).permutation(len(trace)) % _FOLDS
     drop = -np.diff(expected_losses(trace), axis=1)
     fitted = []
     for k in range(trace.exits - 1):
-        ramps = Ramps.of(trace.observations[:, k], _RAMPS)
-        fitted.append((ramps, CrossFit(ramps(trace.observations[:, k]), fold, _FOLDS).fit(drop[:, k])[0]))
+        ramps = Ramps.of(seen[:, k], _RAMPS)
+        fitted.append((ramps, CrossFit(ramps(seen[:, k]), fold, _FOLDS).fit(drop[:, k])[0]))
     step = np.diff(trace.costs.paid())
 
     def at(price: float) -> GainRule:
@@ -48,7 +50,7 @@ def lookahead_family(trace: Trace, *, seed: int = 0) -> Callable[[float], GainRu
             shifted = coefficients.copy()
             shifted[0] -= price * step[k]
             gains.append(Additive.of(ramps, shifted))
-        return GainRule(Origin.of(trace, price), trace.features, gains)
+        return GainRule(Origin.of(trace, price), features, gains)
 
     return at
 

@@ -42,6 +42,21 @@ class Randomised:
     held_out: Float[np.ndarray, "N K-1"]
 
 
+@dataclass(frozen=True, eq=False)
+class Start:
+    """A common threshold on one feature.
+
+    Attributes:
+        feature: its column.
+        below: whether it stops at values at most the cut.
+        cuts: (folds + 1,) for the fit on all samples, then for each fold left out; infinite where nothing stops.
+    """
+
+    feature: int
+    below: bool
+    cuts: Float[np.ndarray, " G"]
+
+
 class RandomisedFit:
     """One trace's observations made ready; `fit` finds the stopping time for given values.
 
@@ -65,11 +80,16 @@ class RandomisedFit:
         inside[np.arange(samples), 1 + fold] = 0.0
         self.weight = torch.from_numpy(inside / inside.sum(axis=0)).float()
 
-    def fit(self, values: Float[np.ndarray, "N K"]) -> Randomised:
-        """The stopping time for values Y_k (N, K), on all samples and with each fold left out, in one descent."""
+    def fit(self, values: Float[np.ndarray, "N K"], start: Start) -> Randomised:
+        """The stopping time for values Y_k (N, K), on all samples and with each fold left out, in one descent.
+
+        Args:
+            start: for each fit a threshold to descend from, as `Start` says: from even chances the descent can end
+                in the corner where nothing ever stops, and there the gradient is zero.
+        """
         exits, samples, width = self.basis.shape
         scaled = torch.from_numpy(values / (values.std() or 1.0)).float().T.contiguous()[..., None]  # (K, N, 1)
-        shared, own = torch.zeros(1, width, self.folds + 1), torch.zeros(exits, width, self.folds + 1)
+        shared, own = self._start(start)[None], torch.zeros(exits, width, self.folds + 1)
         penalised = torch.ones(1, width, 1)
         penalised[:, 0] = 0.0
         steps = _Adam(shared), _Adam(own)
@@ -84,6 +104,20 @@ class RandomisedFit:
         held_out = left_out[np.arange(samples), :, self.fold]
         gains = [Additive.of(self.ramps, -final[k, :, 0].double().numpy()) for k in range(exits)]
         return Randomised(gains, held_out)
+
+    def _start(self, start: Start) -> Float[Tensor, "P G"]:
+        """A score that rises by one from quantile to quantile of the feature and is zero at the cut."""
+        features, ramps = self.ramps.low.shape
+        weight = np.zeros((features, ramps, self.folds + 1))
+        weight[start.feature] = -1.0 if start.below else 1.0
+        at = np.zeros((self.folds + 1, features))
+        finite = np.isfinite(start.cuts)
+        at[:, start.feature] = np.where(finite, start.cuts, 0.0)
+        height = self.ramps(at)[:, 1:].reshape(-1, features, ramps)[:, start.feature].sum(axis=1)
+        # A cut that stops nothing starts half a step beyond the highest quantile: rarely, but not never.
+        level = np.where(finite, height, -0.5 if start.below else ramps + 0.5)
+        intercept = level if start.below else -level
+        return torch.from_numpy(np.vstack([intercept, weight.reshape(features * ramps, -1)])).float()
 
 
 def _slopes(scores: Float[Tensor, "K-1 N G"], values: Float[Tensor, "K N 1"]) -> Float[Tensor, "K-1 N G"]:

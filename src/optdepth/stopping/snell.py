@@ -7,11 +7,11 @@ split, with thresholds tuned on the same losses, so that it is never worse than 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from ..errors import InputError
 from ..trace import Trace
@@ -19,7 +19,7 @@ from .baselines import Threshold, common_cut, exit_cuts
 from .gain import GainRule
 from .posterior import expected_losses
 from .price import Family, solve_at
-from .randomised import RandomisedFit
+from .randomised import RandomisedFit, Start
 from .regression import Additive, CrossFit, Ramps
 from .rule import Origin, Rule, first_stop
 
@@ -31,53 +31,75 @@ _SCREENED = 5000
 """Samples on which the feature to threshold is chosen."""
 
 
-def snell(trace: Trace, *, price: float | None = None, budget: float | None = None, seed: int = 0) -> Rule:
+def snell(
+    trace: Trace,
+    *,
+    price: float | None = None,
+    budget: float | None = None,
+    features: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Rule:
     """The solved rule: the least mean of loss + price x cost that the observations allow.
 
     Args:
         trace: the fit split; the rule is to be judged on another.
         price, budget: as in `solve_at`; exactly one.
+        features: observations to decide on. All but `residual`, if none are named: that one takes a pass over the whole
+            state at run time, and added nothing where it was tried (`benchmarks/spine`).
         seed: of the folds.
 
     Raises:
-        InputError: fewer samples than folds.
+        InputError: fewer than 50 samples, or a feature that the trace lacks.
     """
-    return solve_at(trace, snell_family(trace, seed=seed), price=price, budget=budget)
+    return solve_at(trace, snell_family(trace, features=features, seed=seed), price=price, budget=budget)
 
 
-def snell_family(trace: Trace, *, seed: int = 0) -> Family:
+def snell_family(trace: Trace, *, features: Sequence[str] | None = None, seed: int = 0) -> Family:
     """`snell` at any price, the trace made ready once."""
     if len(trace) < 10 * _FOLDS:
         raise InputError(f"{len(trace)} samples are too few to solve on; {10 * _FOLDS} is the least")
-    return _Solver(trace, seed).at
+    cheap = tuple(name for name in trace.features if name != "residual") or trace.features
+    return _Solver(trace, tuple(features or cheap), seed).at
 
 
 class _Solver:
     """One trace made ready: folds, bases, Gram matrices."""
 
-    def __init__(self, trace: Trace, seed: int) -> None:
-        self.trace = trace
+    def __init__(self, trace: Trace, features: tuple[str, ...], seed: int) -> None:
+        self.trace, self.features = trace, features
         self.losses = expected_losses(trace)
         self.paid = trace.costs.paid()
+        self.seen = trace.columns(features)[:, :-1]
         random = np.random.default_rng(seed)
         self.fold = random.permutation(len(trace)) % _FOLDS
         self.sample = random.permutation(len(trace))[:_SCREENED]
-        self.ramps = [Ramps.of(trace.observations[:, k], _RAMPS) for k in range(trace.exits - 1)]
-        self.fits = [CrossFit(ramps(trace.observations[:, k]), self.fold, _FOLDS) for k, ramps in enumerate(self.ramps)]
-        self.randomised = RandomisedFit(trace.observations[:, :-1], self.fold, _FOLDS, _RAMPS)
+        # Row 0 keeps all samples, row 1 + f all but those of fold f.
+        self.kept = np.vstack([np.ones(len(trace), dtype=bool), self.fold != np.arange(_FOLDS)[:, None]])
+        self.ramps = [Ramps.of(self.seen[:, k], _RAMPS) for k in range(trace.exits - 1)]
+        self.fits = [CrossFit(ramps(self.seen[:, k]), self.fold, _FOLDS) for k, ramps in enumerate(self.ramps)]
+        self.randomised = RandomisedFit(self.seen, self.fold, _FOLDS, _RAMPS)
 
     def at(self, price: float) -> Rule:
         """The candidate with the least cross-fitted value at a price."""
         values = self.losses + price * self.paid
-        candidates = [self._randomised(values), self._induction(values), *self._thresholds(values)]
+        feature, below = self._screened(values)
+        score = self.seen[:, :, feature] * np.float32(-1 if below else 1)
+        cuts = np.array([common_cut(score[kept], values[kept])[0] for kept in self.kept], dtype=np.float32)
+        start = Start(feature, below, -cuts if below else cuts)
+        each = np.repeat(cuts[:, None], score.shape[1], axis=1)
+        candidates = [
+            self._randomised(values, start),
+            self._induction(values),
+            self._threshold(start, score, values, each),
+            self._threshold(start, score, values, self._per_exit(score, values, each)),
+        ]
         best = min(candidates, key=lambda candidate: candidate[0])
         return best[1](Origin.of(self.trace, price))
 
-    def _randomised(self, values: Float[Array, "N K"]) -> Candidate:
+    def _randomised(self, values: Float[Array, "N K"], start: Start) -> Candidate:
         """The stopping time fitted at all exits at once, and then made deterministic."""
-        found = self.randomised.fit(values)
-        value = values[np.arange(len(values)), first_stop(found.held_out >= 0)].mean()
-        return float(value), lambda origin: GainRule(origin, self.trace.features, found.gains)
+        found = self.randomised.fit(values, start)
+        return self._value(values, found.held_out >= 0), lambda origin: GainRule(origin, self.features, found.gains)
 
     def _induction(self, values: Float[Array, "N K"]) -> Candidate:
         """Backward induction: at each exit regress what stopping would cost above the rule already fitted behind it.
@@ -90,38 +112,26 @@ class _Solver:
             coefficients, gain = self.fits[k].fit(values[:, k] - follows)
             gains.insert(0, Additive.of(self.ramps[k], coefficients))
             follows = np.where(gain <= 0, values[:, k], follows)
-        return float(follows.mean()), lambda origin: GainRule(origin, self.trace.features, gains)
+        return float(follows.mean()), lambda origin: GainRule(origin, self.features, gains)
 
-    def _thresholds(self, values: Float[Array, "N K"]) -> list[Candidate]:
-        """A common threshold and one per exit, on the feature that serves a common one best."""
-        scores = {
-            (feature, below): self.trace.observations[:, :-1, f] * np.float32(-1 if below else 1)
-            for f, feature in enumerate(self.trace.features)
-            for below in (False, True)
-        }
-        screened = {key: common_cut(score[self.sample], values[self.sample])[1] for key, score in scores.items()}
-        feature, below = min(screened, key=screened.__getitem__)
-        score = scores[feature, below]
+    def _screened(self, values: Float[Array, "N K"]) -> tuple[int, bool]:
+        """The feature, and its side, that a common threshold does best on."""
+        sides = [(f, below) for f in range(len(self.features)) for below in (False, True)]
+        seen, worth = self.seen[self.sample], values[self.sample]
+        return min(sides, key=lambda side: common_cut(seen[:, :, side[0]] * (-1 if side[1] else 1), worth)[1])
 
-        def common(rows: Array) -> Array:
-            return np.full(score.shape[1], common_cut(score[rows], values[rows])[0], dtype=np.float32)
+    def _per_exit(self, score: Array, values: Array, start: Float[Array, "G K-1"]) -> Float[Array, "G K-1"]:
+        """One threshold an exit, for each row of `kept`."""
+        pairs = zip(self.kept, start, strict=True)
+        return np.stack([exit_cuts(score[kept], values[kept], cuts) for kept, cuts in pairs])
 
-        def per_exit(rows: Array) -> Array:
-            return exit_cuts(score[rows], values[rows], common(rows))
+    def _threshold(self, start: Start, score: Array, values: Array, cuts: Float[Array, "G K-1"]) -> Candidate:
+        """Thresholds on the screened feature; row 0 of the cuts is of all samples."""
+        build = lambda origin: Threshold(  # noqa: E731 - a candidate is a value and what builds it
+            origin, self.features[start.feature], torch.from_numpy(-cuts[0] if start.below else cuts[0]), start.below
+        )
+        return self._value(values, score >= cuts[1 + self.fold]), build
 
-        return [self._threshold(feature, below, score, values, tune) for tune in (common, per_exit)]
-
-    def _threshold(
-        self, feature: str, below: bool, score: Array, values: Array, tune: Callable[[Array], Array]
-    ) -> Candidate:
-        total = 0.0
-        for f in range(_FOLDS):
-            held = np.flatnonzero(self.fold == f)
-            stops = score[held] >= tune(np.flatnonzero(self.fold != f))
-            total += values[held, first_stop(stops)].sum()
-
-        def build(origin: Origin) -> Rule:
-            cuts = tune(np.arange(len(score)))
-            return Threshold(origin, feature, torch.from_numpy(-cuts if below else cuts), below)
-
-        return total / len(score), build
+    @staticmethod
+    def _value(values: Float[Array, "N K"], stops: Bool[Array, "N K-1"]) -> float:
+        return float(values[np.arange(len(values)), first_stop(stops)].mean())
