@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
+import numpy as np
 import torch
 
 from optdepth.cli import record, solve, train
@@ -65,6 +67,7 @@ def main() -> None:
     }
     write_json(HERE / "spine" / f"{name}.json", result)
     (HERE / "spine" / f"{name}.md").write_text(_page(name, result))
+    _picture(name, result, HERE / "spine" / f"{name}.svg")
     print(_page(name, result))
 
 
@@ -123,6 +126,35 @@ def _page(name: str, result: dict[str, Any]) -> str:
         needed = [f"{cost:.3f}" if cost == cost else "not reached" for cost in row["cost at loss"].values()]
         lines.append(_row([row["method"], *needed]))
     return "\n".join(lines) + "\n"
+
+
+def _picture(name: str, result: dict[str, Any], path: Path) -> None:
+    """Accuracy against mean cost: the solved rule, tuned thresholds, shallower networks."""
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    styles = {"snell": ("#0072b2", 2.5, "solved rule"), "confidence": ("#d55e00", 1.5, "confidence threshold, tuned")}
+    styles |= {"patience": ("#8a6d00", 1.5, "patience, tuned"), "lookahead": ("#009e73", 1.5, "one-step look-ahead")}
+    for row in result["sweep"]:
+        if row["method"] in styles:
+            colour, width, label = styles[row["method"]]
+            costs, right = (100 * np.asarray(row[key]) for key in ("costs", "accuracies"))
+            axes.plot(costs, right, color=colour, linewidth=width, label=label, zorder=width)
+    fixed = [row for row in result["rows"] if row["method"].startswith("fixed")]
+    dots = [(100 * row["cost"], 100 * row["accuracy"]) for row in fixed]
+    axes.scatter(*zip(*dots, strict=True), color="#555555", s=22, label="every input at one exit", zorder=3)
+    full = next(row for row in result["rows"] if row["method"] == "full network")
+    axes.scatter(100, 100 * full["accuracy"], marker="*", s=160, color="black", label="full network", zorder=4)
+    plain = 100 * result["without exits"]
+    axes.axhline(plain, color="#555555", linestyle=":", linewidth=1, label="trained without exits")
+    axes.set(
+        xlabel="mean cost, % of the full network's FLOPs",
+        ylabel="right answers, % of the test split",
+        title=f"{name}: stop where the next block is not worth its cost",
+        ylim=(min(right for _, right in dots[1:]) - 2, None),
+    )
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path)
 
 
 def _row(cells: list[str]) -> str:

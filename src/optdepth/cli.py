@@ -74,7 +74,7 @@ def train(
     loss: Annotated[
         str,
         typer.Option(help="How the exits share the trunk's gradient; a wrong name lists all there are."),
-    ] = "light-supervision",
+    ] = "priced-supervision",
     price: Annotated[
         float, typer.Option(help="Cross-entropy that the whole depth costs, for the losses that use it.")
     ] = 0.0,
@@ -255,7 +255,7 @@ def _sizes(text: str) -> list[int]:
 
 
 def _command() -> str:
-    return shlex.join(["optdepth", *sys.argv[1:]])
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _table(result: dict[str, Any]) -> Table:
