@@ -11,7 +11,7 @@ from scipy.stats import binom
 from conftest import noisy_logits, noisy_trace
 from optdepth.errors import InputError
 from optdepth.stopping.baselines import Threshold, confidence
-from optdepth.stopping.certify import Certificate, Measure, betting_p, certified, certify, family
+from optdepth.stopping.certify import Certificate, Measure, betting_p, certified, certify, ladder
 from optdepth.stopping.evaluate import applied, evaluate
 from optdepth.stopping.rule import FixedDepth, Origin
 from optdepth.trace import Costs, Trace
@@ -127,9 +127,9 @@ def test_a_sweep_of_the_price_certifies_a_rule_close_to_the_best_of_a_known_law(
     assert judged.cost - known <= 0.05
 
 
-def test_the_family_is_laid_on_the_fit_split_in_even_steps_of_cost() -> None:
+def test_the_ladder_is_laid_on_the_fit_split_in_even_steps_of_cost() -> None:
     fit = noisy_trace(4_000)
-    rules = family(lambda price: confidence(fit, price=price), fit, risk=0.1)
+    rules = ladder(lambda price: confidence(fit, price=price), fit, risk=0.1)
     found = [applied(rule, fit) for rule in rules]
     costs = np.array([e.cost for e in found])
     assert (np.diff([rule.origin.price for rule in rules]) > 0).all()

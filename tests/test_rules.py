@@ -1,6 +1,8 @@
 """Rules: thresholds are tuned exactly, solved rules keep the promises of theory section 2, bad files are refused."""
 
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +183,14 @@ def test_saved_rules_decide_the_same(solver, splits: tuple[Trace, Trace], tmp_pa
     assert type(back) is type(rule)
     np.testing.assert_array_equal(back.exits(test), rule.exits(test))
     assert back.origin.price == 0.1
+
+
+def test_a_rule_can_be_loaded_first_thing(splits: tuple[Trace, Trace], tmp_path: Path) -> None:
+    """In a fresh process, where nothing has imported the solver that made it."""
+    confidence(splits[0], price=0.1).save(tmp_path)
+    code = f"import optdepth as od; print(type(od.Rule.load({str(tmp_path)!r})).__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "Threshold"
 
 
 def test_fixed_depth_pays_for_no_look_on_the_way(splits: tuple[Trace, Trace]) -> None:

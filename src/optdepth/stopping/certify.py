@@ -8,7 +8,7 @@ most the level; so any of the rejected may be taken, and the cheapest is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Literal, get_args
@@ -20,6 +20,7 @@ from scipy.stats import binom
 from ..errors import InputError
 from ..trace import Trace
 from .evaluate import Evaluation, applied, evaluate
+from .price import Family
 from .rule import FixedDepth, Origin, Rule, samples_digest
 
 Array = np.ndarray
@@ -32,7 +33,7 @@ _MEANING: dict[Measure, str] = {
     "disagreement": "rate of disagreement with the full network",
 }
 _RUNGS, _FINE = 24, 0.002
-"""Rules in the family that a sweep of prices makes; steps in mean cost, as shares of the full network's, that do."""
+"""Rules that a sweep of prices makes; steps in mean cost, as shares of the full network's, that are fine enough."""
 _CHEAPEST, _DEAREST = 1 / 256, 1e9
 """Prices that the sweep starts and ends at, times the losses' range over the full network's cost."""
 _NEAR = 1.1
@@ -96,7 +97,8 @@ def certify(
 ) -> Certificate:
     """The cheapest rule whose risk is shown to be at most `risk`, by fixed-sequence testing.
 
-    The full depth is tested first; by definition it has neither excess nor disagreement. A trace for "disagreement" is
+    The full depth is tested first; by definition it has neither excess nor disagreement. Losses that are all 0 or 1 are
+    taken for a 0-1 loss and tested as a coin's tosses, exactly; others by `betting_p`. A trace for "disagreement" is
     one whose losses say where an exit's answer is not the last exit's; it needs no label:
     `Trace.from_logits(logits, logits[:, -1].argmax(-1), costs)`.
 
@@ -115,12 +117,17 @@ def certify(
     full = FixedDepth(Origin(trace.costs, trace.network), trace.exits - 1)
     alone: tuple[Rule, Evaluation] = full, evaluate(full, trace)
     passed = [] if measure == "loss" else [alone]
-    order = np.random.default_rng(seed).permutation(len(trace))
+    level, order = 1 - confidence, np.random.default_rng(seed).permutation(len(trace))
+    # What decides the test is a property of the measure, not of the rule at hand: else the choice would bias it.
+    tosses = measure != "excess" and bool(np.isin(trace.losses, (0, 1)).all())
     tested = 0
     for rule in rules if passed else chain([full], rules):
         found = evaluate(rule, trace)
         tested += 1
-        if _p_value(_measured(found, trace, measure)[order], risk, 1 - confidence) > 1 - confidence:
+        values = _measured(found, trace, measure)
+        low = -1.0 if measure == "excess" else 0.0
+        p = binom.cdf(values.sum(), len(values), risk) if tosses else betting_p(values[order], risk, level, low)
+        if p > level:
             break
         passed.append((rule, found))
     rule, found = min(passed, key=lambda pair: pair[1].cost, default=alone)
@@ -140,7 +147,7 @@ def certify(
 
 
 def certified(
-    solve: Callable[[float], Rule],
+    family: Family,
     fit: Trace,
     certify_on: Trace,
     *,
@@ -152,7 +159,7 @@ def certified(
     """Certifies over the rules that a sweep of the price makes; arguments and errors as in `certify`.
 
     Args:
-        solve: the rule at a price, fitted on the samples of `fit`.
+        family: the rules by price, fitted on the samples of `fit`.
         fit: those samples, under the same measure; they choose the prices, so that no sample certified on does.
         certify_on: other samples.
 
@@ -165,18 +172,18 @@ def certified(
             "nothing: use Trace.split"
         )
     _check(certify_on, risk, confidence, measure)
-    rules = family(solve, fit, risk=risk, measure=measure)
+    rules = ladder(family, fit, risk=risk, measure=measure)
     return certify(rules, certify_on, risk=risk, confidence=confidence, measure=measure, seed=seed)
 
 
-def family(solve: Callable[[float], Rule], fit: Trace, *, risk: float, measure: Measure = "loss") -> list[Rule]:
-    """Rules at rising prices, about evenly spaced in mean cost, up to the first clearly above the risk on `fit`."""
+def ladder(family: Family, fit: Trace, *, risk: float, measure: Measure = "loss") -> list[Rule]:
+    """Rules of a family at rising prices, about even in mean cost, up to the first clearly above the risk on `fit`."""
     if fit.costs.full <= 0:
         raise InputError("the exits cost nothing, so there is nothing to save: certify rules of your own")
     rungs: dict[float, tuple[Rule, float]] = {}
 
     def climb(price: float) -> bool:
-        rule = solve(price)
+        rule = family(price)
         found = applied(rule, fit)
         rungs[price] = rule, found.cost
         measured = _measured(found, fit, measure)
@@ -216,13 +223,6 @@ def betting_p(values: Float[Array, " n"], mean: float, level: float, low: float)
     share = np.minimum(np.sqrt(2 * np.log(1 / level) / (len(values) * before)), 0.5 / (1 - mean))
     capital = np.cumsum(np.log1p(share * (mean - values)))
     return float(np.exp(-max(0.0, capital.max())))
-
-
-def _p_value(values: Float[Array, " n"], risk: float, level: float) -> float:
-    """p-value of "the risk is above alpha"; exact where every value is 0 or 1, for then they are a coin's tosses."""
-    if ((values == 0) | (values == 1)).all():
-        return float(binom.cdf(values.sum(), len(values), risk))
-    return betting_p(values, risk, level, low=-1.0 if values.min() < 0 else 0.0)
 
 
 def _measured(found: Evaluation, trace: Trace, measure: Measure) -> Float[Array, " N"]:
