@@ -48,7 +48,8 @@ class Setting:
         batches = zip(self.inputs.split(64), self.labels.split(64), strict=True)
         self.trace = record(self.network, batches, costs, source="noise")
         self.fit, self.test = self.trace.select(np.arange(200)), self.trace.select(np.arange(200, 400))
-        self.rules = {name: solver(self.fit, price=0.1) for name, solver in SOLVERS.items()}
+        prices = {"snell": 0.2}  # where each of the rules stops some samples early and some late
+        self.rules = {name: solver(self.fit, price=prices.get(name, 0.1)) for name, solver in SOLVERS.items()}
         self.rules |= {f"fixed {k}": FixedDepth(Origin.of(self.fit), k) for k in range(3)}
 
     def fit_heads(self, inputs: Tensor, labels: Tensor) -> None:
