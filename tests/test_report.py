@@ -13,9 +13,11 @@ from optdepth.report import Provenance, write_report
 from optdepth.report.gallery import _least
 from optdepth.report.regions import Decisions, Regions
 from optdepth.stopping.baselines import confidence
+from optdepth.stopping.certify import certified
 from optdepth.stopping.evaluate import evaluate
 from optdepth.stopping.frontier import FAMILIES
 from optdepth.stopping.rule import FixedDepth, Origin
+from optdepth.stopping.snell import snell_family
 from optdepth.trace import Costs, Trace
 
 PRICE = 0.1
@@ -232,3 +234,19 @@ def test_bad_input_is_refused(given: dict[str, Any], tmp_path: Path) -> None:
     refused("other than 0 and 1", test=half)
     refused("one test sample", test=given["test"].select(np.array([0])))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("exits", [2, 5])
+def test_promises_are_certified_on_other_samples(exits: int, tmp_path: Path) -> None:
+    fit, certify, test = synthetic(3_000, exits).split(0.3, 0.3, 0.4, seed=1)
+    rules = {name: FAMILIES[name](fit)(PRICE) for name in ("snell", "confidence")}
+    names = [f"block {k + 1}" for k in range(exits)]
+    given = {"title": "A report", "exits": names, "fit": fit, "test": test, "rules": rules, "price": PRICE}
+    write_report(tmp_path / "page.html", **given, made=MADE, certify=certify)
+    page = (tmp_path / "page.html").read_text()
+    found = certified(snell_family(fit), fit, certify, risk=0.01, confidence=0.95, measure="excess")
+    assert "What can be promised" in page
+    assert f"{found.observed:.4f} on {len(certify):,} samples" in page or not found.certified or found.cost == 1
+    for trace in (fit, test):
+        with pytest.raises(InputError):
+            write_report(tmp_path / "page.html", **given, made=MADE, certify=trace)

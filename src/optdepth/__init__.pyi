@@ -5,17 +5,22 @@ from .inference.engine import Answer, Engine
 from .networks import StagedNetwork, load_network, resnet
 from .record import record
 from .stopping.baselines import confidence, entropy, patience
-from .stopping.bounds import prophet
+from .stopping.bounds import gap, prophet
+from .stopping.certify import Certificate, certified
 from .stopping.evaluate import Evaluation, evaluate
+from .stopping.finite import finite_depth
 from .stopping.lookahead import lookahead
+from .stopping.placement import place
 from .stopping.rule import FixedDepth, Rule
-from .stopping.snell import snell
+from .stopping.snell import snell, snell_family
+from .stopping.stationary import stationary
 from .trace import Costs, Trace
 from .training.depth_loss import DepthLoss
 from .training.loop import train
 
 __all__ = [
     "Answer",
+    "Certificate",
     "Costs",
     "DepthLoss",
     "Engine",
@@ -25,18 +30,24 @@ __all__ = [
     "Rule",
     "StagedNetwork",
     "Trace",
+    "certified",
     "confidence",
     "entropy",
     "evaluate",
+    "finite_depth",
     "flops",
+    "gap",
     "latency",
     "load_data",
     "load_network",
     "lookahead",
     "patience",
+    "place",
     "prophet",
     "record",
     "resnet",
     "snell",
+    "snell_family",
+    "stationary",
     "train",
 ]

@@ -240,6 +240,7 @@ def report_run(run: Run, *, price: float | None) -> Path:
         test=run.trace("test"),
         rules={name: solve_at(fit, family(fit), price=price, budget=None) for name, family in FAMILIES.items()},
         price=price,
+        certify=run.trace("certify"),
         made=Provenance(settings["commands"], versions(), {"run": settings["seed"]}, _training(run)),
         images=held.image,
         labels=[data.classes[label] for label in held.labels],

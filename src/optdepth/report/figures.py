@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from ..stopping.finite import DiminishingReturns
 from .regions import Decisions, Regions
 from .study import SOLVED, Study
 
@@ -162,6 +163,22 @@ def exit_shares(study: Study) -> Markup:
             axes.tick_params(labelbottom=i >= len(study.results) - 2)
         figure.supylabel("samples that stop there, %", size=9)
         return _svg(figure, "shares", "Share of the samples that stop at each exit, for every rule")
+
+
+def returns(study: Study, found: DiminishingReturns) -> Markup:
+    """What one more block is expected to gain at most, beside what it costs at the price, exit by exit."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 3.0), layout="constrained")
+        axes = figure.subplots()
+        places = np.arange(len(found.gains))
+        axes.plot(places, 100 * found.gains, color=BLUE, marker="o", ms=4, label="gains an input at most (95%)")
+        axes.plot(places, 100 * found.worth, color=INK, ls="--", marker="s", ms=3, label="costs at this price")
+        step = -(-len(places) // _MOST_NAMES)
+        axes.set_xticks(places[::step], study.exits[:-1:step], rotation=30, ha="right")
+        axes.set_ylabel("one more block, points")
+        axes.set_ylim(bottom=min(0.0, 110 * float(found.gains.min())))
+        axes.legend(fontsize=8)
+        return _svg(figure, "returns", "Largest expected gain of one more block, and its cost, at each exit")
 
 
 def stop_regions(study: Study, regions: Regions) -> Markup:

@@ -19,6 +19,7 @@ from ..stopping.rule import Rule
 from ..trace import Trace
 from . import figures
 from .gallery import Gallery, galleries
+from .promises import Promises
 from .regions import Regions
 from .study import SOLVED, Provenance, Study
 
@@ -54,6 +55,7 @@ def write_report(
     rules: Mapping[str, Rule],
     price: float,
     made: Provenance,
+    certify: Trace | None = None,
     images: Callable[[int], Image.Image] | None = None,
     labels: Sequence[str] | None = None,
     clock: Sequence[Clocked] | None = None,
@@ -71,6 +73,8 @@ def write_report(
             baseline. A rule under another name is shown as well.
         price: loss that one unit of the traces' cost is worth.
         made: how the numbers were made.
+        certify: trace of 0-1 losses, of samples in neither `fit` nor `test`, to certify on; without it the page
+            promises nothing.
         images: the picture of the sample at a position of the test trace; without it there is no gallery.
         labels: (N,) what to call each test sample in the gallery, its right class for example.
         clock: wall-clock measurements to show beside the costs.
@@ -83,6 +87,8 @@ def write_report(
         raise InputError(f"{len(labels)} labels for {len(test)} test samples; give one each")
     study = Study.measure(exits, fit, test, rules, price, seed)
     sections = [_frontiers(study), _shares(study), _regions(study)]
+    if certify is not None:
+        sections.append(_promises(study, Promises.of(study, certify)))
     if images is not None:
         sections.append(_gallery(study, images, labels))
     sections += [_costs(study, clock or ()), _rules(study), _provenance(study, made)]
@@ -235,6 +241,24 @@ def _rules(study: Study) -> Section:
     )
     header = ("rule", "right answers", "mean cost", "loss + price × cost", "more than solved")
     return Section(f"All rules at price {study.price:g}", text, tables=(Table(header, rows),))
+
+
+def _promises(study: Study, promises: Promises) -> Section:
+    text = (
+        f"Certificate. {_sentence(promises.certificate)} The samples certified on fitted nothing, and are not those "
+        "that judge on this page.",
+        f"Gap. {_sentence(promises.gap)}",
+        f"Depth. {promises.depth}",
+        "The chart is about (B): as long as some input is expected to gain more from one more block than the block "
+        "costs at this price, nothing ends the depth there; where the blue line stays below the other, no optimal rule "
+        "goes further.",
+    )
+    return Section("What can be promised", text, figures.returns(study, promises.depth.diminishing))
+
+
+def _sentence(statement: object) -> str:
+    text = str(statement)
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _provenance(study: Study, made: Provenance) -> Section:

@@ -1,0 +1,42 @@
+"""What can be promised of the solved rule: a certificate, the gap to the best possible, and how deep is deep enough."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+from ..errors import InputError
+from ..stopping.bounds import Gap, gap
+from ..stopping.certify import Certificate, certified
+from ..stopping.finite import FiniteDepth, finite_depth
+from ..stopping.snell import snell_family
+from ..trace import Trace
+from .study import SOLVED, Study
+
+RISK, CONFIDENCE = 0.01, 0.95
+"""What is certified: at most so much more loss than the full network's, with this confidence."""
+
+
+@dataclass(frozen=True, eq=False)
+class Promises:
+    """The three statements, each of which reads as a sentence."""
+
+    certificate: Certificate
+    gap: Gap
+    depth: FiniteDepth
+
+    @classmethod
+    def of(cls, study: Study, certify: Trace) -> Self:
+        """Certifies on samples that neither fitted nor judge; measures the rest where everything is measured.
+
+        Args:
+            certify: trace of 0-1 losses that shares no sample with the study's.
+
+        Raises:
+            InputError: it does share samples.
+        """
+        if shared := certify.overlap(study.test):
+            raise InputError(f"{shared} samples are in both certify and test; the test split only judges")
+        rule, fit, test = study.rules[SOLVED], study.fit, study.test
+        found = certified(snell_family(fit), fit, certify, risk=RISK, confidence=CONFIDENCE, measure="excess")
+        return cls(found, gap(rule, fit, test, price=study.price), finite_depth(test, rule, price=study.price))
