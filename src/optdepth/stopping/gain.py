@@ -8,8 +8,11 @@ from typing import Any, Self
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ..trace import Trace
 from .regression import Additive
 from .rule import Origin, Rule
+
+_FRUGAL = ("margin", "entropy", "streak")
 
 
 class GainRule(Rule):
@@ -37,3 +40,8 @@ class GainRule(Rule):
             for k in range(len(origin.costs) - 1)
         ]
         return cls(origin, arguments["features"], gains)
+
+
+def frugal(trace: Trace) -> tuple[str, ...]:
+    """The features that a fitted rule reads unless told otherwise: few where the trace is of logits, else all."""
+    return _FRUGAL if set(_FRUGAL) <= set(trace.features) else trace.features

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..trace import Trace
-from .gain import GainRule
+from .gain import GainRule, frugal
 from .posterior import expected_losses
 from .price import solve_at
 from .regression import Additive, CrossFit, Ramps
@@ -34,7 +34,7 @@ def lookahead(trace: Trace, *, price: float | None = None, budget: float | None 
 
 def lookahead_family(trace: Trace, *, seed: int = 0) -> Callable[[float], GainRule]:
     """`lookahead` at any price: the regressions do not depend on it."""
-    features = tuple(name for name in trace.features if name != "residual") or trace.features  # as in `snell`
+    features = frugal(trace)
     seen = trace.columns(features)
     fold = np.random.default_rng(seed).permutation(len(trace)) % _FOLDS
     drop = -np.diff(expected_losses(trace), axis=1)

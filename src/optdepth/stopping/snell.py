@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from ..errors import InputError
 from ..trace import Trace
 from .baselines import Threshold, common_cut, exit_cuts
-from .gain import GainRule
+from .gain import GainRule, frugal
 from .posterior import expected_losses
 from .price import Family, solve_at
 from .randomised import RandomisedFit, Start
@@ -44,8 +44,9 @@ def snell(
     Args:
         trace: the fit split; the rule is to be judged on another.
         price, budget: as in `solve_at`; exactly one.
-        features: observations to decide on. All but `residual`, if none are named: that one takes a pass over the whole
-            state at run time, and added nothing where it was tried (`benchmarks/spine`).
+        features: observations to decide on. If none are named, margin, entropy and streak where the trace has them: the
+            others of `observe.FEATURES` say little more, and every feature is time on the clock at each look. All there
+            are where it has not, as on a trace without a network.
         seed: of the folds.
 
     Raises:
@@ -58,8 +59,7 @@ def snell_family(trace: Trace, *, features: Sequence[str] | None = None, seed: i
     """`snell` at any price, the trace made ready once."""
     if len(trace) < 10 * _FOLDS:
         raise InputError(f"{len(trace)} samples are too few to solve on; {10 * _FOLDS} is the least")
-    cheap = tuple(name for name in trace.features if name != "residual") or trace.features
-    return _Solver(trace, tuple(features or cheap), seed).at
+    return _Solver(trace, tuple(features or frugal(trace)), seed).at
 
 
 class _Solver:
