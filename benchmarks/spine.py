@@ -51,8 +51,8 @@ def main() -> None:
     for run, more in ((exits, {}), (plain, {"exits": "last", "loss": "last-exit"})):
         if not (run.folder / "training.json").is_file():
             train(out=run.folder, **common, **more)
-    record(exits.folder, quiet=True)
-    solve(exits.folder, price=given.price, quiet=True)
+    record(exits.folder)
+    solve(exits.folder, price=given.price)
     judged = evaluate_run(exits, clocked=BATCHES, repeats=5, progress=True)
     result = {
         "command": " ".join(["python", *sys.argv]),

@@ -96,6 +96,26 @@ def test_the_same_seed_gives_the_same_result(cli: Cli, run: Path) -> None:
     assert found[0] == found[1]
 
 
+def test_interrupted_training_says_how_to_go_on_and_goes_on(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from optdepth.training import loop
+
+    save, args = loop._Run.save, ("train", "--depth", 8, "--epochs", 3, "--out", tmp_path / "run", "--json")
+
+    def interrupted(run: loop._Run, done: list[loop.Epoch]) -> None:
+        save(run, done)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "save", interrupted)
+        status, _, err = cli(*args)
+    assert status == 130
+    assert "goes on from the last full epoch" in err
+    assert json.loads(cli(*args)[1])["epochs"] == 3
+
+
 def test_help_teaches_every_command(cli: Cli) -> None:
     for command in ([], ["demo"], ["train"], ["record"], ["solve"], ["evaluate"], ["report"]):
         status, out, _ = cli(*command, "--help")

@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import sys
-import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -54,11 +53,16 @@ def demo(
 
     Trains a small residual network with an exit after every block, and writes `report.html` into the run folder.
     """
-    train(out=out, data="digits", seed=seed, epochs=30, as_json=True, quiet=True)
-    record(out, quiet=True)
-    solve(out, price=0.05, quiet=True)
-    evaluate(out, clock="1,32", repeats=3, as_json=as_json)
-    report(out, quiet=as_json)
+    try:
+        _out.quiet = True  # of the first steps the progress bars say enough
+        train(out=out, data="digits", seed=seed, epochs=30)
+        record(out)
+        solve(out, price=0.05)
+        _out.quiet = as_json
+        evaluate(out, clock="1,32", repeats=3, as_json=as_json)
+        report(out)
+    finally:
+        _out.quiet = False
 
 
 @app.command()
@@ -93,7 +97,6 @@ def train(
     ] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
-    quiet: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Trains a residual network with exits. Interrupted, the same command goes on from the last full epoch."""
     from .costs import flops
@@ -110,29 +113,32 @@ def train(
     names = exits if exits in ("all", "last") else exits.split(",")
     network = resnet(depth, classes=len(loaded.classes), channels=loaded.channels, width=width, exits=names, seed=seed)
     costs = flops(network, next(loaded.batches("fit", 1))[0]).relative().paid()
-    history = fit(
-        network,
-        loaded,
-        loss=objective,
-        costs=costs.tolist(),
-        epochs=epochs,
-        batch_size=batch,
-        lr=lr,
-        schedule=schedule,
-        precision=precision,
-        backbone=backbone,
-        seed=seed,
-        out=out,
-        progress=not as_json or quiet,
-    )
-    if not quiet:
-        last = history.epochs[-1]
-        result = {
-            "epochs": len(history.epochs),
-            "fit accuracy": dict(zip((exit.name for exit in network.exits), last.accuracy, strict=True)),
-        }
-        said = f"{len(history.epochs)} epochs; accuracy on the fit split {last.accuracy[-1]:.1%} at full depth"
-        _show(as_json, result, f"{said}; next: optdepth record {out}")
+    try:
+        history = fit(
+            network,
+            loaded,
+            loss=objective,
+            costs=costs.tolist(),
+            epochs=epochs,
+            batch_size=batch,
+            lr=lr,
+            schedule=schedule,
+            precision=precision,
+            backbone=backbone,
+            seed=seed,
+            out=out,
+            progress=not as_json,
+        )
+    except KeyboardInterrupt:
+        _err.print("stopped; the same command goes on from the last full epoch")
+        raise typer.Exit(130) from None
+    last = history.epochs[-1]
+    result = {
+        "epochs": len(history.epochs),
+        "fit accuracy": dict(zip((exit.name for exit in network.exits), last.accuracy, strict=True)),
+    }
+    said = f"{len(history.epochs)} epochs; accuracy on the fit split {last.accuracy[-1]:.1%} at full depth"
+    _show(as_json, result, f"{said}; next: optdepth record {out}")
 
 
 @app.command()
@@ -143,7 +149,6 @@ def record(
     ] = "flops",
     batch: Annotated[int, typer.Option(min=1, help="Batch size at which latency is measured.")] = 32,
     as_json: AsJson = False,
-    quiet: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Records losses, observations and costs at every exit, for the fit, certify and test splits."""
     from .workflow import Run, record_run
@@ -152,10 +157,9 @@ def record(
     here.note(_command())
     traces = record_run(here, measure=costs, batch=batch, progress=not as_json)
     sizes = {name: len(trace) for name, trace in traces.items()}
-    if not quiet:
-        said = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
-        result = {"samples": sizes, "exits": traces["fit"].exits, "unit": traces["fit"].costs.unit}
-        _show(as_json, result, f"recorded {said} samples; next: optdepth solve {run} --price 0.05")
+    said = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+    result = {"samples": sizes, "exits": traces["fit"].exits, "unit": traces["fit"].costs.unit}
+    _show(as_json, result, f"recorded {said} samples; next: optdepth solve {run} --price 0.05")
 
 
 @app.command()
@@ -170,7 +174,6 @@ def solve(
         str, typer.Option(help="One method, or `all`: snell (the solved rule), and what it is compared with.")
     ] = "all",
     as_json: AsJson = False,
-    quiet: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Solves the stopping rules on the fit split, at a price or for a budget."""
     from .stopping.frontier import FAMILIES
@@ -180,9 +183,8 @@ def solve(
     here.note(_command())
     methods = list(FAMILIES) if method == "all" else [method]
     rules = solve_run(here, methods, price=price, budget=budget, progress=not as_json)
-    if not quiet:
-        result = {name: {"kind": type(rule).__name__, "price": rule.origin.price} for name, rule in rules.items()}
-        _show(as_json, result, f"solved {', '.join(rules)}; next: optdepth evaluate {run}")
+    result = {name: {"kind": type(rule).__name__, "price": rule.origin.price} for name, rule in rules.items()}
+    _show(as_json, result, f"solved {', '.join(rules)}; next: optdepth evaluate {run}")
 
 
 @app.command()
@@ -214,7 +216,6 @@ def report(
         float | None, typer.Option(help="Price that the page is about; that of the rules, when not given.")
     ] = None,
     as_json: AsJson = False,
-    quiet: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Writes `report.html`: one page, self-contained, with the pictures that make the result plain to see."""
     from .workflow import Run, report_run
@@ -222,12 +223,11 @@ def report(
     here = Run(run)
     here.note(_command())
     path = report_run(here, price=price)
-    _show(as_json, {"report": str(path)}, f"open {path}") if not quiet else None
+    _show(as_json, {"report": str(path)}, f"open {path}")
 
 
 def main() -> None:
     """The entry point: bad input is one line on stderr and exit status 2."""
-    begin = time.monotonic()
     if not sys.stderr.isatty():  # read by `datasets` when it is imported
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
@@ -235,9 +235,6 @@ def main() -> None:
     except InputError as error:
         _err.print(f"optdepth: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        _err.print(f"\nstopped after {time.monotonic() - begin:.0f} s; the same command goes on from what is saved")
-        raise SystemExit(130) from None
 
 
 def _show(as_json: bool, result: Any, sentence: str) -> None:
