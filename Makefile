@@ -4,16 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test slow lint clean
+.PHONY: demo test lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/optdepth demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow"
-
-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -253,7 +253,6 @@ print("equal")
 """
 
 
-@pytest.mark.slow
 def test_two_processes_end_with_equal_weights(tmp_path: Path) -> None:
     (tmp_path / "two.py").write_text(TWO)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -49,7 +49,7 @@ def demo(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Everything at once on handwritten digits: train, record, solve, evaluate, report; about two minutes.
+    """Everything at once on handwritten digits: train, record, solve, evaluate, report; about a minute.
 
     Trains a small residual network with an exit after every block, and writes `report.html` into the run folder.
     """

@@ -78,7 +78,8 @@ class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
             return None
         pixels = torch.empty(shape, dtype=torch.uint8)
         begin, chunk = time.monotonic(), 512  # rows of a table are fast to read in chunks, slow one by one
-        with Progress(console=Console(stderr=True), transient=True) as progress:
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
             bar = progress.add_task("decoding images", total=len(self), visible=False)
             for start in range(0, len(self), chunk):
                 for i, cell in enumerate(self._table[start : start + chunk]["image"], start):

@@ -176,7 +176,7 @@ def returns(study: Study, found: DiminishingReturns) -> Markup:
         step = -(-len(places) // _MOST_NAMES)
         axes.set_xticks(places[::step], study.exits[:-1:step], rotation=30, ha="right")
         axes.set_ylabel("one more block, points")
-        axes.set_ylim(bottom=min(0.0, 110 * float(found.gains.min())))
+        axes.set_yscale("symlog", linthresh=0.1)  # gains and costs lie decades apart, and a gain may be negative
         axes.legend(fontsize=8)
         return _svg(figure, "returns", "Largest expected gain of one more block, and its cost, at each exit")
 

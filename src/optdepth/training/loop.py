@@ -268,8 +268,9 @@ class _Run:
     def bar(self, *, shown: bool, done: int) -> Iterator[Callable[[str], None]]:
         """A progress bar on stderr; yields what moves it one batch on."""
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        shown = shown and self.accelerator.is_main_process
-        with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
+        console = Console(stderr=True)
+        shown = shown and self.accelerator.is_main_process and console.is_terminal
+        with Progress(*columns, console=console, disable=not shown) as progress:
             total = self.settings.epochs * self.steps
             task = progress.add_task("training", total=total, completed=done * self.steps)
             yield lambda text: progress.update(task, advance=1, description=text)
