@@ -157,6 +157,13 @@ def test_mistakes_are_one_line_and_status_2(
     refused(cli(*filled), *(word.replace("RUN", str(run)) for word in words))
 
 
+def test_a_mistake_leaves_no_trace_in_the_run(cli: Cli, run: Path, tmp_path: Path) -> None:
+    refused(cli("solve", run, "--price", -1), "price is -1")
+    assert "--price" not in (run / "run.json").read_text()
+    refused(cli("train", "--data", "/none/such", "--out", tmp_path / "new"), "no such folder")
+    assert not (tmp_path / "new").exists()
+
+
 def test_truncated_files_say_which_and_what_to_do(cli: Cli, run: Path) -> None:
     for file, command in (
         ("traces/fit.safetensors", ["solve", run, "--price", 0.1]),

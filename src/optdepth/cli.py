@@ -107,9 +107,7 @@ def train(
 
     run = Run(out)
     objective = depth_loss(loss, price)
-    run.begin(data, seed, image_size)
-    run.note(_command())
-    loaded = run.data()
+    loaded = run.begin(data, seed, image_size)
     names = exits if exits in ("all", "last") else exits.split(",")
     network = resnet(depth, classes=len(loaded.classes), channels=loaded.channels, width=width, exits=names, seed=seed)
     costs = flops(network, next(loaded.batches("fit", 1))[0]).relative().paid()
@@ -132,6 +130,7 @@ def train(
     except KeyboardInterrupt:
         _err.print("stopped; the same command goes on from the last full epoch")
         raise typer.Exit(130) from None
+    run.note(_command())
     last = history.epochs[-1]
     result = {
         "epochs": len(history.epochs),
@@ -154,8 +153,8 @@ def record(
     from .workflow import Run, record_run
 
     here = Run(run)
-    here.note(_command())
     traces = record_run(here, measure=costs, batch=batch, progress=not as_json)
+    here.note(_command())
     sizes = {name: len(trace) for name, trace in traces.items()}
     said = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
     result = {"samples": sizes, "exits": traces["fit"].exits, "unit": traces["fit"].costs.unit}
@@ -180,9 +179,9 @@ def solve(
     from .workflow import Run, solve_run
 
     here = Run(run)
-    here.note(_command())
     methods = list(FAMILIES) if method == "all" else [method]
     rules = solve_run(here, methods, price=price, budget=budget, progress=not as_json)
+    here.note(_command())
     result = {name: {"kind": type(rule).__name__, "price": rule.origin.price} for name, rule in rules.items()}
     _show(as_json, result, f"solved {', '.join(rules)}; next: optdepth evaluate {run}")
 
@@ -200,8 +199,8 @@ def evaluate(
     from .workflow import Run, evaluate_run
 
     here = Run(run)
-    here.note(_command())
     result = evaluate_run(here, clocked=_sizes(clock), repeats=repeats, progress=not as_json)
+    here.note(_command())
     if as_json:
         sys.stdout.write(json.dumps(result) + "\n")
     else:
@@ -221,8 +220,8 @@ def report(
     from .workflow import Run, report_run
 
     here = Run(run)
+    path = report_run(here, price=price, command=_command())
     here.note(_command())
-    path = report_run(here, price=price)
     _show(as_json, {"report": str(path)}, f"open {path}")
 
 

@@ -53,29 +53,27 @@ class Run:
             self.folder / "run.json", format=_FORMAT, version=_VERSION, make_it="start with `optdepth train`"
         )
 
-    def begin(self, data: str, seed: int, image_size: int | None, **more: Any) -> None:
-        """Writes `run.json`, or checks that the folder's run is the same one."""
-        settings = {
-            "format": _FORMAT,
-            "version": _VERSION,
-            "data": data,
-            "seed": seed,
-            "image_size": image_size,
-        }
-        settings |= more
-        if (self.folder / "run.json").is_file():
-            there = {key: value for key, value in self.settings.items() if key != "commands"}
-            for key, value in settings.items():
-                if there.get(key) != value:
-                    raise InputError(
-                        f"{self.folder} holds a run with {key} {there.get(key)!r}, not {value!r}; "
-                        "give another folder with --out, or delete this one"
-                    )
-        else:
+    def begin(self, data: str, seed: int, image_size: int | None) -> Data:
+        """The data of a new run, whose `run.json` is written once they could be read; or of the one in the folder.
+
+        Raises:
+            InputError: the folder holds a run on other data, or the data cannot be read.
+        """
+        settings = {"format": _FORMAT, "version": _VERSION, "data": data, "seed": seed, "image_size": image_size}
+        there = self.settings if (self.folder / "run.json").is_file() else settings
+        for key, value in settings.items():
+            if there.get(key) != value:
+                raise InputError(
+                    f"{self.folder} holds a run with {key} {there.get(key)!r}, not {value!r}; "
+                    "give another folder with --out, or delete this one"
+                )
+        loaded = load_data(data, seed=seed, image_size=image_size)
+        if there is settings:
             write_json(self.folder / "run.json", settings | {"commands": []})
+        return loaded
 
     def note(self, command: str) -> None:
-        """Adds a command line to those that made this run, without repeating the one before."""
+        """Adds a command line, once it has succeeded, to those that made this run."""
         settings = self.settings
         if command not in settings["commands"]:
             settings["commands"].append(command)
@@ -109,7 +107,7 @@ def record_run(run: Run, *, measure: str, batch: int, progress: bool) -> dict[st
     Args:
         measure: "flops", or "latency" at the batch size given.
     """
-    network, data = run.network(), run.data()
+    data, network = run.data(), run.network()
     device = next(network.parameters()).device
     example = next(data.batches("fit", batch))[0].to(device)
     costs = (flops(network, example[:1]) if measure == "flops" else latency(network, example)).relative()
@@ -144,7 +142,7 @@ def evaluate_run(run: Run, *, clocked: list[int], repeats: int, progress: bool) 
     Args:
         clocked: batch sizes at which engines are timed; none leaves the clock out.
     """
-    test, network, data = run.trace("test"), run.network(), run.data()
+    data, network, test = run.data(), run.network(), run.trace("test")
     rules = run.rules()
     names = [exit.name for exit in network.exits]
     origin = Origin.of(run.trace("fit"))
@@ -213,11 +211,12 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def report_run(run: Run, *, price: float | None) -> Path:
+def report_run(run: Run, *, price: float | None, command: str) -> Path:
     """Writes `report.html`, with every method solved at one price.
 
     Args:
         price: that one; without it, the price of the solved rule in the run folder.
+        command: that writes the page, which names it after those that made the run.
     """
     data, network, fit = run.data(), run.network(), run.trace("fit")
     if price is None:
@@ -241,7 +240,9 @@ def report_run(run: Run, *, price: float | None) -> Path:
         rules={name: solve_at(fit, family(fit), price=price, budget=None) for name, family in FAMILIES.items()},
         price=price,
         certify=run.trace("certify"),
-        made=Provenance(settings["commands"], versions(), {"run": settings["seed"]}, _training(run)),
+        made=Provenance(
+            list(dict.fromkeys([*settings["commands"], command])), versions(), {"run": settings["seed"]}, _training(run)
+        ),
         images=held.image,
         labels=[data.classes[label] for label in held.labels],
         clock=timings,

@@ -177,6 +177,9 @@ def returns(study: Study, found: DiminishingReturns) -> Markup:
         axes.set_xticks(places[::step], study.exits[:-1:step], rotation=30, ha="right")
         axes.set_ylabel("one more block, points")
         axes.set_yscale("symlog", linthresh=0.1)  # gains and costs lie decades apart, and a gain may be negative
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ends = 100 * np.array([*found.gains, *found.worth])
+        axes.set_ylim(min(0.0, 1.5 * float(ends.min())), 2 * max(0.1, float(ends.max())))
         axes.legend(fontsize=8)
         return _svg(figure, "returns", "Largest expected gain of one more block, and its cost, at each exit")
 
