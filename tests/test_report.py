@@ -1,3 +1,4 @@
+import html
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -246,7 +247,7 @@ def test_promises_are_certified_on_other_samples(exits: int, tmp_path: Path) -> 
     page = (tmp_path / "page.html").read_text()
     found = certified(snell_family(fit), fit, certify, risk=0.01, confidence=0.95, measure="excess")
     assert "What can be promised" in page
-    assert f"{found.observed:.4f} on {len(certify):,} samples" in page or not found.certified or found.cost == 1
+    assert str(found)[1:] in html.unescape(page)
     for trace in (fit, test):
         with pytest.raises(InputError):
             write_report(tmp_path / "page.html", **given, made=MADE, certify=trace)

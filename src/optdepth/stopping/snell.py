@@ -1,8 +1,12 @@
-"""The Snell envelope from data (theory, section 2): backward induction, cross-fitted, held against thresholds.
+"""The Snell envelope from data (theory, section 2): several ways to fit a stopping rule, held against each other.
 
-Longstaff and Schwartz (2001) with three changes: what is regressed is the gain of going on, not the two values apart;
-the losses carry no label noise where the trace allows it; and the solution competes, by cross-validation on the fit
-split, with thresholds tuned on the same losses, so that it is never worse than those beyond noise.
+- A randomised stopping time fitted at all exits at once (`randomised.py`): the best where losses are noisy and samples
+  few, as with networks.
+- Backward induction (Longstaff and Schwartz 2001), regressing the gain of going on and not the two values apart.
+- A threshold common to all exits, and one per exit, on the feature that serves a common one best.
+
+All fit the same losses, without the label's noise where the trace allows it. Cross-validation on the fit split keeps
+the first unless another is clearly better: so the solved rule is never worse than a tuned threshold beyond noise.
 """
 
 from __future__ import annotations
@@ -82,8 +86,7 @@ class _Solver:
     def at(self, price: float) -> Rule:
         """The randomised stopping time, unless another's cross-fitted value is better by more than a standard error.
 
-        The lead is paired, sample by sample. Without the margin, noise picks among rules that are nearly equal, and on
-        held-out data of networks that was worse than always taking the first.
+        The lead is paired, sample by sample. Without the margin, noise would pick among rules that are nearly equal.
         """
         values = self.losses + price * self.paid
         feature, below = self._screened(values)
