@@ -9,7 +9,7 @@ from optdepth.stopping.baselines import confidence
 from optdepth.stopping.bounds import Gap, dual, gap, prophet
 from optdepth.stopping.evaluate import evaluate
 from optdepth.stopping.gain import GainRule
-from optdepth.stopping.regression import Additive, CrossFit, Ramps
+from optdepth.stopping.regression import CrossFit, Ramps
 from optdepth.stopping.rule import FixedDepth, Origin
 from optdepth.stopping.snell import snell
 from optdepth.trace import Trace
@@ -19,13 +19,13 @@ from problems_discrete import PROBLEMS
 
 def induced(trace: Trace, price: float) -> GainRule:
     """Backward induction alone, for speed where a good rule will do: Longstaff and Schwartz on the gain of going on."""
-    values, fold = trace.losses + price * trace.costs.paid(), np.arange(len(trace)) % 5
+    values = trace.losses + price * trace.costs.paid()
     follows, gains = values[:, -1], []
     for k in reversed(range(trace.exits - 1)):
-        ramps = Ramps.of(trace.observations[:, k], 8)
-        coefficients, gain = CrossFit(ramps(trace.observations[:, k]), fold, 5).fit(values[:, k] - follows)
-        gains.insert(0, Additive.of(ramps, coefficients))
-        follows = np.where(gain <= 0, values[:, k], follows)
+        seen = trace.observations[:, k]
+        fit = CrossFit(Ramps.of(seen, 8), seen).fit(values[:, k] - follows)
+        gains.insert(0, fit.function())
+        follows = np.where(fit.predicted <= 0, values[:, k], follows)
     return GainRule(Origin.of(trace, price), trace.features, gains)
 
 

@@ -12,15 +12,16 @@ from optdepth.trace import Trace
 
 def test_slopes_are_the_gradient() -> None:
     generator = torch.Generator().manual_seed(0)
-    scores = torch.randn(4, 6, 3, generator=generator, dtype=torch.float64, requires_grad=True)
-    values = torch.randn(5, 6, 1, generator=generator, dtype=torch.float64)
+    scores = torch.randn(4, 3, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    values = torch.randn(5, 1, 6, generator=generator, dtype=torch.float64)
     halting = scores.sigmoid()
-    total, reached = torch.zeros(6, 3, dtype=torch.float64), torch.ones(6, 3, dtype=torch.float64)
+    total, reached = torch.zeros(3, 6, dtype=torch.float64), torch.ones(3, 6, dtype=torch.float64)
     for k in range(4):
         total = total + reached * halting[k] * values[k]
         reached = reached * (1 - halting[k])
-    (total + reached * values[4]).sum().backward()
-    torch.testing.assert_close(_slopes(scores.detach(), values), scores.grad)
+    weight = torch.rand(3, 6, generator=generator, dtype=torch.float64)
+    (weight * (total + reached * values[4])).sum().backward()
+    torch.testing.assert_close(_slopes(scores.detach(), values, weight), scores.grad)
 
 
 def start(trace: Trace, groups: int) -> Start:

@@ -7,16 +7,16 @@ from typing import Self
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 
 from ..errors import InputError
 from ..trace import Trace
 from .posterior import expected_losses
-from .regression import CrossFit, Ramps
+from .price import check_price
+from .regression import Regression, bases, shuffled
 from .rule import Rule, samples_digest
 
 Array = np.ndarray
-_RAMPS, _FOLDS = 12, 5
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,9 @@ class _Hedged:
 
     @classmethod
     def of(cls, rule: Rule, fit: Trace, test: Trace, price: float, seed: int) -> Self:
+        check_price(price)
         _check_independent(rule, fit, test)
+        fit = shuffled(fit, seed)
         paid = price * fit.costs.paid(rule.looks)
         expected, martingale = _regressed(rule, fit, test, expected_losses(fit) + paid, seed)
         exits = rule.exits(test)
@@ -181,15 +183,14 @@ def _regressed(
     rule: Rule, fit: Trace, test: Trace, values: Float[Array, "n K"], seed: int
 ) -> tuple[Float[Array, "N K"], Float[Array, "N K"]]:
     """E[Y_k | s_k], infinite where the rule does not look, and M_k on the test samples; `values` are Y_k of `fit`."""
-    fold = np.random.default_rng(seed).permutation(len(fit)) % _FOLDS
-    stops = _stops(rule, fit)
+    stops = rule.stops(fit)
     last = fit.exits - 1
     expected = np.full(test.losses.shape, np.inf)
     steps = np.zeros(test.losses.shape)
     follows = values[:, -1]  # realised value of the rule from the exit after k on
     worth, after = np.empty(0), last
     for k in reversed([k for k in range(fit.exits) if rule.looks[k] or k == last]):
-        regression = _Regression(fit.observations[:, k], test.observations[:, k], fold)
+        regression = _Regression(fit.observations[:, k], test.observations[:, k], seed)
         stop = regression(values[:, k])
         expected[:, k] = stop[len(fit) :]
         if k == last:
@@ -206,23 +207,12 @@ def _regressed(
 class _Regression:
     """Regressions on one exit's observations of the fit samples, predicted on those and then the test samples."""
 
-    def __init__(self, fit: Float[Array, "n F"], test: Float[Array, "N F"], fold: Int[Array, " n"]) -> None:
-        ramps = Ramps.of(fit, _RAMPS)
-        self.bases = ramps(fit), ramps(test)
-        self.crossfit = CrossFit(self.bases[0], fold, _FOLDS)
+    def __init__(self, fit: Float[Array, "n F"], test: Float[Array, "N F"], seed: int) -> None:
+        self.regression = Regression(fit, bases(fit, seed))
+        self.observations = torch.from_numpy(np.concatenate([fit, test]))
 
     def __call__(self, target: Float[Array, " n"]) -> Float[Array, " n+N"]:
-        coefficients, _ = self.crossfit.fit(target)
-        return np.concatenate([basis @ coefficients for basis in self.bases])
-
-
-def _stops(rule: Rule, trace: Trace) -> Bool[Array, "N K"]:
-    """Where the rule would stop each sample if it came there; always at the last exit."""
-    columns = torch.from_numpy(trace.columns(rule.features))
-    stops = np.ones(trace.losses.shape, dtype=bool)
-    for k in range(trace.exits - 1):
-        stops[:, k] = rule.stop(k, columns[:, k]).numpy() if rule.looks[k] else False
-    return stops
+        return self.regression.fit(target).function()(self.observations).double().numpy()
 
 
 def _check_independent(rule: Rule, fit: Trace, test: Trace) -> None:

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from scipy import stats
 
@@ -19,12 +20,12 @@ from ..trace import Trace
 from .decay import CONFIDENCE, Decay, decay
 from .evaluate import Evaluation, evaluate
 from .posterior import expected_losses
-from .regression import CrossFit, Ramps
+from .regression import CrossFit, Ramps, shuffled
 from .rule import Rule
 
 Array = np.ndarray
 
-_RAMPS, _FOLDS = 8, 5
+_RAMPS = 8
 _ONE_SIDED = float(stats.norm.ppf(CONFIDENCE))
 
 
@@ -223,22 +224,23 @@ def expected_depth_bound(trace: Trace, found: Evaluation, *, price: float, least
 
 
 def _diminishing_returns(trace: Trace, price: float, seed: int) -> DiminishingReturns:
+    trace = shuffled(trace, seed)
     drop = -np.diff(expected_losses(trace), axis=1)
-    fold = np.random.default_rng(seed).permutation(len(trace)) % _FOLDS
-    gains = np.array([_largest(trace.observations[:, k], drop[:, k], fold) for k in range(trace.exits - 1)])
+    gains = np.array([_largest(trace.observations[:, k], drop[:, k]) for k in range(trace.exits - 1)])
     worth = price * np.diff(trace.costs.paid())
     pays = np.flatnonzero(gains > worth)
     return DiminishingReturns(gains, worth, int(pays[-1]) + 1 if len(pays) else 0)
 
 
-def _largest(seen: Float[Array, "N F"], drop: Float[Array, " N"], fold: Array) -> float:
+def _largest(seen: Float[Array, "N F"], drop: Float[Array, " N"]) -> float:
     """The largest upper 95% limit, over the samples, of the regression of a step's drop in loss.
 
     Each limit is around the prediction of the fit without the sample's fold, by the standard error of least squares;
     the error of prediction in it includes what the basis cannot express.
     """
-    basis = Ramps.of(seen, _RAMPS)(seen)
-    predicted = CrossFit(basis, fold, _FOLDS).fit(drop)[1]
+    ramps = Ramps.of(seen, _RAMPS)
+    predicted = CrossFit(ramps, seen).fit(drop).predicted
+    basis = ramps(torch.from_numpy(seen).double()).numpy()
     leverage = np.einsum("np,pq,nq->n", basis, np.linalg.pinv(basis.T @ basis), basis, optimize=True)
     spread = np.sqrt(np.square(drop - predicted).mean() * np.maximum(leverage, 0.0))
     return float((predicted + _ONE_SIDED * spread).max())

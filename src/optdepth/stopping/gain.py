@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..trace import Trace
-from .regression import Additive
+from .regression import Function, restored
 from .rule import Origin, Rule
 
 _FRUGAL = ("margin", "entropy", "streak")
@@ -22,7 +22,7 @@ class GainRule(Rule):
         gains: one fitted function for each exit but the last, of the features named.
     """
 
-    def __init__(self, origin: Origin, features: Sequence[str], gains: Sequence[Additive]) -> None:
+    def __init__(self, origin: Origin, features: Sequence[str], gains: Sequence[Function]) -> None:
         super().__init__(origin, features)
         self.gains = nn.ModuleList(gains)
 
@@ -31,14 +31,11 @@ class GainRule(Rule):
 
     def arguments(self) -> dict[str, Any]:
         tensors = {f"{k}.{name}": value for k, gain in enumerate(self.gains) for name, value in gain.named_buffers()}
-        return {"features": list(self.features), **tensors}
+        return {"features": list(self.features), "kinds": [type(gain).__name__ for gain in self.gains], **tensors}
 
     @classmethod
     def restore(cls, origin: Origin, arguments: dict[str, Any]) -> Self:
-        gains = [
-            Additive(**{name: arguments[f"{k}.{name}"] for name in ("low", "scale", "weight", "intercept")})
-            for k in range(len(origin.costs) - 1)
-        ]
+        gains = [restored(kind, f"{k}.", arguments) for k, kind in enumerate(arguments["kinds"])]
         return cls(origin, arguments["features"], gains)
 
 

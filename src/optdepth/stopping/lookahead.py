@@ -9,16 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from ..trace import Trace
 from .gain import GainRule, frugal
 from .posterior import expected_losses
 from .price import solve_at
-from .regression import Additive, CrossFit, Ramps
+from .regression import Regression, bases, shuffled
 from .rule import Origin, Rule
-
-_RAMPS, _FOLDS = 8, 5
 
 
 def lookahead(trace: Trace, *, price: float | None = None, budget: float | None = None, seed: int = 0) -> GainRule:
@@ -27,29 +24,22 @@ def lookahead(trace: Trace, *, price: float | None = None, budget: float | None 
     Args:
         trace: the fit split.
         price, budget: as in `solve_at`; exactly one.
-        seed: of the folds that choose how smooth the fit is.
+        seed: of the folds that choose the regressions, and of their random parts.
     """
     return solve_at(trace, lookahead_family(trace, seed=seed), price=price, budget=budget)
 
 
 def lookahead_family(trace: Trace, *, seed: int = 0) -> Callable[[float], GainRule]:
     """`lookahead` at any price: the regressions do not depend on it."""
-    features = frugal(trace)
+    trace, features = shuffled(trace, seed), frugal(trace)
     seen = trace.columns(features)
-    fold = np.random.default_rng(seed).permutation(len(trace)) % _FOLDS
     drop = -np.diff(expected_losses(trace), axis=1)
-    fitted = []
-    for k in range(trace.exits - 1):
-        ramps = Ramps.of(seen[:, k], _RAMPS)
-        fitted.append((ramps, CrossFit(ramps(seen[:, k]), fold, _FOLDS).fit(drop[:, k])[0]))
+    early = range(trace.exits - 1)
+    fits = [Regression(seen[:, k], bases(seen[:, k], seed)).fit(drop[:, k]) for k in early]
     step = np.diff(trace.costs.paid())
 
     def at(price: float) -> GainRule:
-        gains = []
-        for k, (ramps, coefficients) in enumerate(fitted):
-            shifted = coefficients.copy()
-            shifted[0] -= price * step[k]
-            gains.append(Additive.of(ramps, shifted))
+        gains = [fit.function(plus=-price * float(step[k])) for k, fit in enumerate(fits)]
         return GainRule(Origin.of(trace, price), features, gains)
 
     return at
@@ -71,8 +61,7 @@ class Monotone:
 
 def monotone_case(rule: Rule, trace: Trace) -> Monotone:
     """How often a trace leaves the stop region of a look-ahead rule: zero means looking one step ahead is enough."""
-    columns = torch.from_numpy(trace.columns(rule.features))
-    stops = np.stack([rule.stop(k, columns[:, k]).numpy() for k in range(trace.exits - 1)], axis=1)
+    stops = rule.stops(trace)
     entered = np.maximum.accumulate(stops, axis=1)
     inside = stops.any(axis=1)
     left = (entered & ~stops).any(axis=1)

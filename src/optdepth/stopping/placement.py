@@ -19,12 +19,13 @@ from jaxtyping import Float
 from ..errors import InputError
 from ..trace import Costs, Trace
 from .posterior import expected_losses
-from .regression import CrossFit, Ramps
+from .price import check_price
+from .regression import CrossFit, Ramps, shuffled
 
 Array = np.ndarray
 Exits = tuple[int, ...]
 
-_RAMPS, _FOLDS = 8, 5
+_RAMPS = 8
 _SAMPLES = 20_000
 """Samples searched on; what differs by less than their noise is no reason to choose."""
 _EXHAUSTIVE = 1024
@@ -108,14 +109,14 @@ def place(trace: Trace, *, price: float, most: int | None = None, seed: int = 0)
     Raises:
         InputError: a negative price; `most` below 1.
     """
-    if not np.isfinite(price) or price < 0:
-        raise InputError(f"price is {price:g}; it is loss per unit of cost: finite and >= 0")
+    check_price(price)
     if most is not None and most < 1:
         raise InputError(f"most is {most}; the last exit is always kept, so it is at least 1")
+    trace = shuffled(trace, seed)
     if len(trace) > _SAMPLES:
-        trace = trace.select(np.random.default_rng(seed).permutation(len(trace))[:_SAMPLES])
+        trace = trace.select(np.arange(_SAMPLES))
     early, limit = trace.exits - 1, trace.exits if most is None else min(most, trace.exits)
-    tails = _Tails(trace, price, seed)
+    tails = _Tails(trace, price)
     exhaustive = sum(math.comb(early, n) for n in range(limit)) <= _EXHAUSTIVE
     tried = dict(tails.all(limit) if exhaustive else tails.near(limit))
     best = min(tried, key=tried.__getitem__)
@@ -142,15 +143,14 @@ class _Tails:
     first exit on.
     """
 
-    def __init__(self, trace: Trace, price: float, seed: int) -> None:
+    def __init__(self, trace: Trace, price: float) -> None:
         costs, observations = trace.costs, trace.observations
         losses = np.stack([expected_losses(trace), trace.losses], axis=2)
         self.stop: Float[Array, "N K 2"] = losses + price * (costs.reach + costs.probe + costs.answer)[:, None]
         self.look: Float[Array, " K"] = price * costs.probe
         self.last = trace.exits - 1
-        fold = np.random.default_rng(seed).permutation(len(trace)) % _FOLDS
         seen = [observations[:, k] for k in range(self.last)]
-        self.fits = [CrossFit(Ramps.of(columns, _RAMPS)(columns), fold, _FOLDS) for columns in seen]
+        self.fits = [CrossFit(Ramps.of(columns, _RAMPS), columns) for columns in seen]
 
     def before(self, k: int, tail: Float[Array, "N 2"]) -> Float[Array, "N 2"]:
         """The tail with exit k in front."""
@@ -164,7 +164,7 @@ class _Tails:
         return tail[:, 0]
 
     def _lesser(self, k: int, follows: Float[Array, "N 2"]) -> Float[Array, "N 2"]:
-        gain = self.fits[k].fit(self.stop[:, k, 0] - follows[:, 0])[1]
+        gain = self.fits[k].fit(self.stop[:, k, 0] - follows[:, 0]).predicted
         return np.where(gain[:, None] <= 0, self.stop[:, k], follows)
 
     def of(self, exits: Sequence[int]) -> Float[Array, "N 2"]:

@@ -22,6 +22,8 @@ Family = Callable[[float], Rule]
 
 _CLOSE = 0.005
 """A budget counts as met when the mean cost is below it by no more than this share."""
+_NEAR = 1.005
+"""Prices less than this factor apart are not told apart: a jump in cost between them is one that the rules make."""
 
 
 def solve_at(trace: Trace, family: Callable[[float], R], *, price: float | None, budget: float | None) -> R:
@@ -38,11 +40,16 @@ def solve_at(trace: Trace, family: Callable[[float], R], *, price: float | None,
     if (price is None) == (budget is None):
         raise InputError("say either price= (loss that one unit of cost is worth) or budget= (mean cost)")
     if price is not None:
-        if not np.isfinite(price) or price < 0:
-            raise InputError(f"price is {price:g}; it is loss per unit of cost: finite and >= 0")
+        check_price(price)
         return family(price)
     assert budget is not None
     return _bisect(trace, family, budget)
+
+
+def check_price(price: float) -> None:
+    """Refuses a price that is none."""
+    if not np.isfinite(price) or price < 0:
+        raise InputError(f"price is {price:g}; it is loss per unit of cost: finite and >= 0")
 
 
 def _bisect(trace: Trace, family: Callable[[float], R], budget: float) -> R:
@@ -64,7 +71,7 @@ def _bisect(trace: Trace, family: Callable[[float], R], budget: float) -> R:
                 f"{trace.costs.unit}; the nearest is {applied(best, trace).cost:g}"
             )
     for _ in range(24):
-        if applied(best, trace).cost >= budget * (1 - _CLOSE):
+        if applied(best, trace).cost >= budget * (1 - _CLOSE) or low * _NEAR > high:
             break
         middle = (low * high) ** 0.5 if low > 0 else high / 8
         rule = family(middle)

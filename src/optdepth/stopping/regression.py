@@ -1,104 +1,276 @@
-"""The regressors that conditional expectations use: small, smooth, fast to fit, and tensors to evaluate.
+"""The regressors that conditional expectations use: bases of one small contract, fitted by ridge and cross-validated.
 
-An additive spline of degree one: every feature runs through ramps between its quantiles, each ramp clamped to [0, 1].
-The basis is bounded and constant beyond the data, so nothing is extrapolated and float32 is enough at run time.
+A basis maps an exit's observation to P columns; a regression is linear in them; the fitted function evaluates on
+tensors and is what a rule keeps. All bases are constant beyond the data, so nothing is extrapolated. Several bases may
+compete for a target: the one with the least out-of-fold error is taken.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from itertools import pairwise
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
+
+from ..trace import Trace
 
 Array = np.ndarray
 
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
+FOLDS = 5
+RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """Penalties tried, as shares of the basis' mean square; the one with the least out-of-fold error is taken."""
+_COARSE, _FINE, _HINGES = 8, 64, 64
+"""Ramps a feature; ramps in all, shared out among few features; hinges."""
+_CHUNK = 8_192
+"""Rows whose products are summed in single precision; the chunks' sums are added up in double."""
+
+
+class Function(nn.Module, ABC):
+    """A fitted function of one exit's observation: (n, F) -> (n,). Its buffers alone rebuild it."""
+
+    kinds: ClassVar[dict[str, type[Function]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Function.kinds[cls.__name__] = cls
+
+    def __init__(self, **buffers: Tensor) -> None:
+        super().__init__()
+        for name, value in buffers.items():
+            self.register_buffer(name, value.float())
+
+    @abstractmethod
+    def forward(self, observation: Float[Tensor, "n F"]) -> Float[Tensor, " n"]: ...
+
+
+def restored(kind: str, prefix: str, arguments: Mapping[str, Any]) -> Function:
+    """The function of a kind whose buffers are in `arguments` under names that start with the prefix."""
+    buffers = {name.removeprefix(prefix): value for name, value in arguments.items() if name.startswith(prefix)}
+    return Function.kinds[kind](**buffers)
+
+
+class Basis(Protocol):
+    """What a regression is linear in."""
+
+    def __call__(self, observation: Float[Tensor, "n F"]) -> Float[Tensor, "n P"]:
+        """The columns, an intercept of ones first, in the observation's precision."""
+
+    def function(self, coefficients: Float[Array, " P"]) -> Function:
+        """The fitted function with these coefficients."""
 
 
 @dataclass(frozen=True, eq=False)
 class Ramps:
-    """The basis: ramp j of feature f rises from 0 to 1 between two neighbouring quantiles.
+    """Additive splines of degree one: ramp j of a feature rises from 0 to 1 between two neighbouring quantiles.
 
     Attributes:
         low: (F, J) where a ramp starts.    scale: (F, J) 1 / its length; 0 for a ramp of no length.
     """
 
-    low: Float[Array, "F J"]
-    scale: Float[Array, "F J"]
+    low: Float[Tensor, "F J"]
+    scale: Float[Tensor, "F J"]
 
     @classmethod
     def of(cls, observation: Float[Array, "N F"], ramps: int) -> Self:
         """Ramps between the quantiles of a sample; repeated quantiles give ramps of no length."""
-        knots = np.quantile(observation, np.linspace(0, 1, ramps + 1), axis=0, method="nearest").T
-        length = np.diff(knots, axis=1).astype(np.float64)
+        knots = np.quantile(observation, np.linspace(0, 1, ramps + 1), axis=0, method="nearest").T.astype(np.float64)
+        length = np.diff(knots, axis=1)
         scale = np.divide(1.0, length, out=np.zeros_like(length), where=length > 0)
-        return cls(knots[:, :-1].astype(np.float64), scale)
+        return cls(torch.from_numpy(knots[:, :-1].copy()), torch.from_numpy(scale))
 
-    def __call__(self, observation: Float[Array, "N F"]) -> Float[Array, "N P"]:
-        """The basis at a sample, an intercept first: (N, 1 + F J)."""
-        rise = np.clip((observation[:, :, None] - self.low) * self.scale, 0.0, 1.0)
-        return np.concatenate([np.ones((len(rise), 1)), rise.reshape(len(rise), -1)], axis=1)
+    def __call__(self, observation: Float[Tensor, "n F"]) -> Float[Tensor, "n P"]:
+        """An intercept, then the ramps feature by feature: (n, 1 + F J)."""
+        columns = observation.new_empty(len(observation), 1 + self.low.numel())
+        columns[:, 0] = 1.0
+        rise = columns[:, 1:].view(len(observation), *self.low.shape)
+        torch.sub(observation.unsqueeze(-1), self.low.to(observation), out=rise)
+        rise.mul_(self.scale.to(observation)).clamp_(0.0, 1.0)
+        return columns
+
+    def function(self, coefficients: Float[Array, " P"]) -> Additive:
+        weight = torch.from_numpy(coefficients[1:].reshape(self.low.shape).copy())
+        return Additive(low=self.low, scale=self.scale, weight=weight, intercept=torch.tensor(coefficients[0]))
 
 
-class Additive(nn.Module):
-    """The fitted function of one exit's observation; evaluates on tensors, (n, F) -> (n,)."""
+class Additive(Function):
+    """A fitted sum of one function a feature."""
 
     low: Tensor
     scale: Tensor
     weight: Tensor
     intercept: Tensor
 
-    def __init__(self, low: Tensor, scale: Tensor, weight: Tensor, intercept: Tensor) -> None:
-        super().__init__()
-        for name, value in (("low", low), ("scale", scale), ("weight", weight), ("intercept", intercept)):
-            self.register_buffer(name, value.float())
-
-    @classmethod
-    def of(cls, ramps: Ramps, coefficients: Float[Array, " P"]) -> Self:
-        tensor = lambda value: torch.from_numpy(np.ascontiguousarray(value))  # noqa: E731
-        weight = coefficients[1:].reshape(ramps.low.shape)
-        return cls(tensor(ramps.low), tensor(ramps.scale), tensor(weight), torch.tensor(coefficients[0]))
-
     def forward(self, observation: Float[Tensor, "n F"]) -> Float[Tensor, " n"]:
         rise = ((observation.unsqueeze(-1) - self.low) * self.scale).clamp(0.0, 1.0)
         return (rise * self.weight).sum((-2, -1)) + self.intercept
 
 
+@dataclass(frozen=True, eq=False)
+class Hinges:
+    """A hidden layer drawn at random, for features that act together (Herrera, Krach, Ruyssen & Teichmann 2021).
+
+    Hinge j is max(0, w_j·z - b_j) of the standardised observation z, with w_j a random direction and the kink at a
+    sample, so that kinks are where the data are. Only the layer behind is fitted, which keeps it a regression.
+
+    Attributes:
+        least, most: (F,) range of the sample; observations are clamped to it.
+        weight: (F, J) directions over the features' scale.    bias: (J,)
+    """
+
+    least: Float[Tensor, " F"]
+    most: Float[Tensor, " F"]
+    weight: Float[Tensor, "F J"]
+    bias: Float[Tensor, " J"]
+
+    @classmethod
+    def of(cls, observation: Float[Array, "N F"], hinges: int, seed: int) -> Self:
+        """Hinges for a sample; a feature that does not vary takes no part."""
+        random = np.random.default_rng(seed)
+        spread = observation.std(axis=0, dtype=np.float64)
+        direction = random.normal(size=(observation.shape[1], hinges))
+        direction /= np.linalg.norm(direction, axis=0)
+        weight = np.divide(direction, spread[:, None], out=np.zeros_like(direction), where=spread[:, None] > 0)
+        kinks = observation[random.integers(0, len(observation), hinges)].astype(np.float64)
+        bias = -np.einsum("jf,fj->j", kinks, weight)
+        tensor = lambda value: torch.from_numpy(np.asarray(value, dtype=np.float64))  # noqa: E731
+        return cls(tensor(observation.min(axis=0)), tensor(observation.max(axis=0)), tensor(weight), tensor(bias))
+
+    def __call__(self, observation: Float[Tensor, "n F"]) -> Float[Tensor, "n P"]:
+        """An intercept, then the hinges: (n, 1 + J)."""
+        inside = observation.clamp(self.least.to(observation), self.most.to(observation))
+        columns = observation.new_empty(len(observation), 1 + len(self.bias))
+        columns[:, 0] = 1.0
+        torch.addmm(self.bias.to(observation), inside, self.weight.to(observation), out=columns[:, 1:]).relu_()
+        return columns
+
+    def function(self, coefficients: Float[Array, " P"]) -> Hinged:
+        parts = {"least": self.least, "most": self.most, "weight": self.weight, "bias": self.bias}
+        last = torch.from_numpy(coefficients[1:].copy())
+        return Hinged(**parts, last=last, intercept=torch.tensor(coefficients[0]))
+
+
+class Hinged(Function):
+    """A fitted network of one hidden layer."""
+
+    least: Tensor
+    most: Tensor
+    weight: Tensor
+    bias: Tensor
+    last: Tensor
+    intercept: Tensor
+
+    def forward(self, observation: Float[Tensor, "n F"]) -> Float[Tensor, " n"]:
+        inside = observation.clamp(self.least, self.most)
+        return torch.addmm(self.bias, inside, self.weight).relu() @ self.last + self.intercept
+
+
+def bases(observation: Float[Array, "N F"], seed: int) -> list[Basis]:
+    """Those that compete: coarse ramps; fine ones where features are few; hinges where features can act together."""
+    features = observation.shape[1]
+    chosen: list[Basis] = [Ramps.of(observation, _COARSE)]
+    if (fine := min(32, _FINE // features)) >= 2 * _COARSE:
+        chosen.append(Ramps.of(observation, fine))
+    if features > 1:
+        chosen.append(Hinges.of(observation, _HINGES, seed))
+    return chosen
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A regression.
+
+    Attributes:
+        basis, coefficients: fitted on all samples.
+        predicted: (N,) of every sample by the fit without its fold.
+        error: their mean square.
+    """
+
+    basis: Basis
+    coefficients: Float[Array, " P"]
+    predicted: Float[Array, " N"]
+    error: float
+
+    def function(self, plus: float = 0.0) -> Function:
+        """The fitted function, plus a constant."""
+        coefficients = self.coefficients.copy()
+        coefficients[0] += plus
+        return self.basis.function(coefficients)
+
+
 class CrossFit:
     """Ridge regressions on one basis, one for each fold left out and one on all samples.
 
-    The Gram matrix of a fold's complement is the whole one minus the fold's, so cross-fitting costs one pass.
+    The Gram matrix of a fold's complement is the whole one minus the fold's, so cross-fitting costs one pass. It is
+    factorised once for any number of targets. The basis is computed anew for each: that is fast, and saves memory.
+
+    Args:
+        observation: (N, F) of samples in random order: folds are blocks of neighbours.
     """
 
-    def __init__(self, basis: Float[Array, "N P"], fold: Int[Array, " N"], folds: int) -> None:
-        self.basis, self.members = basis, [np.flatnonzero(fold == f) for f in range(folds)]
-        self.grams = np.stack([basis[rows].T @ basis[rows] for rows in self.members])
-        self.total = self.grams.sum(axis=0)
-        penalised = np.ones(basis.shape[1])
-        penalised[0] = 0.0
-        self.unit = penalised * np.trace(self.total) / basis.shape[1]
+    def __init__(self, basis: Basis, observation: Float[Array, "N F"], folds: int = FOLDS) -> None:
+        self.basis, self.observation = basis, torch.from_numpy(observation)
+        edges = np.linspace(0, len(observation), folds + 1).astype(int)
+        self.blocks = [slice(a, b) for a, b in pairwise(edges)]
+        columns = basis(self.observation)
+        grams = torch.stack([_gram(columns[block]) for block in self.blocks])
+        total = grams.sum(dim=0)
+        penalty = torch.full((len(total),), float(total.trace()) / len(total), dtype=torch.float64)
+        penalty[0] = 0.0
+        penalties = torch.diag_embed(torch.outer(torch.tensor(RIDGES, dtype=torch.float64), penalty))
+        penalties += 1e-9 * float(penalty.max()) * torch.eye(len(total), dtype=torch.float64)
+        left_out = torch.cat([total - grams, total[None]])
+        self.factors = torch.linalg.cholesky(left_out[:, None] + penalties)  # (folds + 1, ridges, P, P)
 
-    def fit(self, target: Float[Array, " N"]) -> tuple[Float[Array, " P"], Float[Array, " N"]]:
-        """Coefficients on all samples, and every sample's prediction by the fit without its fold."""
-        moments = np.stack([self.basis[rows].T @ target[rows] for rows in self.members])
-        whole = moments.sum(axis=0)
-        best: tuple[float, float, Array] | None = None
-        for ridge in RIDGES:
-            predicted = np.empty(len(target))
-            for f, rows in enumerate(self.members):
-                coefficients = self._solve(self.total - self.grams[f], whole - moments[f], ridge)
-                predicted[rows] = self.basis[rows] @ coefficients
-            error = float(np.square(predicted - target).mean())
-            if best is None or error < best[0]:
-                best = (error, ridge, predicted)
-        assert best is not None
-        return self._solve(self.total, whole, best[1]), best[2]
+    def fit(self, target: Float[Array, " N"]) -> Fit:
+        """The regression of a target on the basis, its penalty chosen by the out-of-fold error."""
+        columns = self.basis(self.observation)
+        wanted = torch.from_numpy(target).to(columns)
+        moments = torch.stack([_moments(columns[block], wanted[block]) for block in self.blocks])
+        total = moments.sum(dim=0)
+        left_out = torch.cat([total - moments, total[None]])
+        right = left_out[:, None, :, None].expand(*self.factors.shape[:3], 1)
+        found = torch.cholesky_solve(right, self.factors)[..., 0]  # (folds + 1, ridges, P)
+        predicted = columns.new_empty(len(columns), len(RIDGES))
+        for f, block in enumerate(self.blocks):
+            torch.mm(columns[block], found[f].T.to(columns), out=predicted[block])
+        errors = (predicted - wanted[:, None]).square_().mean(dim=0).tolist()
+        best = int(np.argmin(errors))
+        return Fit(self.basis, found[-1, best].numpy(), predicted[:, best].double().numpy(), errors[best])
 
-    def _solve(self, gram: Array, moment: Array, ridge: float) -> Float[Array, " P"]:
-        regularised = gram + np.diag(ridge * self.unit + 1e-9 * self.unit.max())
-        return np.linalg.solve(regularised, moment)
+
+class Regression:
+    """Conditional expectations given one exit's observation: cross-fitted on every basis, the best of them taken.
+
+    Args:
+        observation: (N, F) of samples in random order, as `shuffled` gives them.
+        bases: that compete.
+    """
+
+    def __init__(self, observation: Float[Array, "N F"], bases: Sequence[Basis]) -> None:
+        self.fits = [CrossFit(basis, observation) for basis in bases]
+
+    def fit(self, target: Float[Array, " N"]) -> Fit:
+        """The fit with the least out-of-fold error."""
+        return min((fit.fit(target) for fit in self.fits), key=lambda fit: fit.error)
+
+
+def shuffled(trace: Trace, seed: int) -> Trace:
+    """The same samples in random order, so that blocks of neighbours are folds."""
+    return trace.select(np.random.default_rng(seed).permutation(len(trace)))
+
+
+def _gram(columns: Float[Tensor, "n P"]) -> Float[Tensor, "P P"]:
+    """columnsᵀ columns. Chunks keep single precision's error well below the smallest penalty."""
+    return torch.stack([(rows.T @ rows).double() for rows in columns.split(_CHUNK)]).sum(dim=0)
+
+
+def _moments(columns: Float[Tensor, "n P"], target: Float[Tensor, " n"]) -> Float[Tensor, " P"]:
+    """columnsᵀ target."""
+    pairs = zip(columns.split(_CHUNK), target.split(_CHUNK), strict=True)
+    return torch.stack([(rows.T @ wanted).double() for rows, wanted in pairs]).sum(dim=0)

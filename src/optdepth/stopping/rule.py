@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..files import read_json, read_tensors, write_json, write_tensors
 from ..trace import Costs, Trace
 
-_FORMAT, _VERSION = "optdepth.rule", 1
+_FORMAT, _VERSION = "optdepth.rule", 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,13 +94,17 @@ class Rule(nn.Module, ABC):
 
     def exits(self, trace: Trace) -> Int[np.ndarray, " N"]:
         """The exit (0-based) at which each sample of a trace stops."""
+        return first_stop(self.stops(trace))
+
+    def stops(self, trace: Trace) -> Bool[np.ndarray, "N K-1"]:
+        """Where the rule would stop each sample if it came there; nowhere at exits that it does not look at."""
         self.check(trace.network, trace.exits)
         device = next(self.buffers(), torch.empty(0)).device
         columns = torch.from_numpy(trace.columns(self.features))
         stops = np.zeros((len(trace), trace.exits - 1), dtype=bool)
         for k in np.flatnonzero(self.looks[:-1]):
             stops[:, k] = self.stop(int(k), columns[:, k].to(device)).cpu().numpy()
-        return first_stop(stops)
+        return stops
 
     def save(self, folder: str | Path) -> None:
         """Writes `rule.json` and `rule.safetensors` into a folder."""

@@ -24,15 +24,15 @@ from .gain import GainRule, frugal
 from .posterior import expected_losses
 from .price import Family, solve_at
 from .randomised import RandomisedFit, Start
-from .regression import Additive, CrossFit, Ramps
+from .regression import FOLDS, Function, Regression, bases, shuffled
 from .rule import Origin, Rule, first_stop
 
 Array = np.ndarray
 Candidate = tuple[Array, Callable[[Origin], Rule]]
 """Cross-fitted values (N,), and what builds the rule on the whole fit split."""
-_RAMPS, _FOLDS = 8, 5
-_SCREENED = 5000
-"""Samples on which the feature to threshold is chosen."""
+_RAMPS = 8
+_FEW, _SCREENED = 5_000, 5_000
+"""Samples that rules of few parameters are fitted on; those on which the feature to threshold is chosen."""
 
 
 def snell(
@@ -51,7 +51,7 @@ def snell(
         features: observations to decide on. If none are named, margin, entropy and streak where the trace has them: the
             others of `observe.FEATURES` say little more, and every feature is time on the clock at each look. All there
             are where it has not, as on a trace without a network.
-        seed: of the folds.
+        seed: of the folds, and of the random parts of regressions.
 
     Raises:
         InputError: fewer than 50 samples, or a feature that the trace lacks.
@@ -61,27 +61,30 @@ def snell(
 
 def snell_family(trace: Trace, *, features: Sequence[str] | None = None, seed: int = 0) -> Family:
     """`snell` at any price, the trace made ready once."""
-    if len(trace) < 10 * _FOLDS:
-        raise InputError(f"{len(trace)} samples are too few to solve on; {10 * _FOLDS} is the least")
+    if len(trace) < 10 * FOLDS:
+        raise InputError(f"{len(trace)} samples are too few to solve on; {10 * FOLDS} is the least")
     return _Solver(trace, tuple(features or frugal(trace)), seed).at
 
 
 class _Solver:
-    """One trace made ready: folds, bases, Gram matrices."""
+    """One trace made ready: samples in random order, bases, Gram matrices.
+
+    Rules of few parameters are fitted on few samples, folds and all; the others judge them as samples held out.
+    """
 
     def __init__(self, trace: Trace, features: tuple[str, ...], seed: int) -> None:
-        self.trace, self.features = trace, features
-        self.losses = expected_losses(trace)
+        self.trace, self.features = shuffled(trace, seed), features
+        self.losses = expected_losses(self.trace)
         self.paid = trace.costs.paid()
-        self.seen = trace.columns(features)[:, :-1]
-        random = np.random.default_rng(seed)
-        self.fold = random.permutation(len(trace)) % _FOLDS
-        self.sample = random.permutation(len(trace))[:_SCREENED]
-        # Row 0 keeps all samples, row 1 + f all but those of fold f.
-        self.kept = np.vstack([np.ones(len(trace), dtype=bool), self.fold != np.arange(_FOLDS)[:, None]])
-        self.ramps = [Ramps.of(self.seen[:, k], _RAMPS) for k in range(trace.exits - 1)]
-        self.fits = [CrossFit(ramps(self.seen[:, k]), self.fold, _FOLDS) for k, ramps in enumerate(self.ramps)]
-        self.randomised = RandomisedFit(self.seen, self.fold, _FOLDS, _RAMPS)
+        self.seen = self.trace.columns(features)[:, :-1]
+        self.few = min(len(trace), _FEW)
+        fold = np.arange(self.few) % FOLDS
+        # Row 0 keeps all of the few, row 1 + f all but those of fold f.
+        self.kept = np.vstack([np.ones(self.few, dtype=bool), fold != np.arange(FOLDS)[:, None]])
+        self.judge = np.concatenate([1 + fold, np.zeros(len(trace) - self.few, dtype=int)])
+        self.randomised = RandomisedFit(self.seen[: self.few], fold, FOLDS, _RAMPS)
+        exits = [self.seen[:, k] for k in range(trace.exits - 1)]
+        self.regressions = [Regression(seen, bases(seen, seed)) for seen in exits]
 
     def at(self, price: float) -> Rule:
         """The randomised stopping time, unless another's cross-fitted value is better by more than a standard error.
@@ -89,16 +92,19 @@ class _Solver:
         The lead is paired, sample by sample. Without the margin, noise would pick among rules that are nearly equal.
         """
         values = self.losses + price * self.paid
-        feature, below = self._screened(values)
+        few = values[: self.few]
+        feature, below = self._screened(few)
         score = self.seen[:, :, feature] * np.float32(-1 if below else 1)
-        cuts = np.array([common_cut(score[kept], values[kept])[0] for kept in self.kept], dtype=np.float32)
+        known = score[: self.few]
+        cuts = np.array([common_cut(known[kept], few[kept])[0] for kept in self.kept], dtype=np.float32)
         start = Start(feature, below, -cuts if below else cuts)
         each = np.repeat(cuts[:, None], score.shape[1], axis=1)
+        apart = np.stack([exit_cuts(known[kept], few[kept], cut) for kept, cut in zip(self.kept, each, strict=True)])
         candidates = [
             self._randomised(values, start),
             self._induction(values),
             self._threshold(start, score, values, each),
-            self._threshold(start, score, values, self._per_exit(score, values, each)),
+            self._threshold(start, score, values, apart),
         ]
         best = candidates[0]
         for rival in candidates[1:]:
@@ -109,8 +115,12 @@ class _Solver:
 
     def _randomised(self, values: Float[Array, "N K"], start: Start) -> Candidate:
         """The stopping time fitted at all exits at once, and then made deterministic."""
-        found = self.randomised.fit(values, start)
-        return self._values(values, found.held_out >= 0), lambda origin: GainRule(origin, self.features, found.gains)
+        found = self.randomised.fit(values[: self.few], start)
+        held_out = [found.held_out >= 0]
+        if rest := len(values) - self.few:
+            seen = torch.from_numpy(self.seen[-rest:])
+            held_out.append(np.stack([gain(seen[:, k]).numpy() <= 0 for k, gain in enumerate(found.gains)], axis=1))
+        return _values(values, np.concatenate(held_out)), lambda origin: GainRule(origin, self.features, found.gains)
 
     def _induction(self, values: Float[Array, "N K"]) -> Candidate:
         """Backward induction: at each exit regress what stopping would cost above the rule already fitted behind it.
@@ -118,31 +128,26 @@ class _Solver:
         Each sample is continued by fits that never saw it, so the regressions do not feed on their own errors.
         """
         follows = values[:, -1]
-        gains: list[Additive] = []
-        for k in reversed(range(len(self.fits))):
-            coefficients, gain = self.fits[k].fit(values[:, k] - follows)
-            gains.insert(0, Additive.of(self.ramps[k], coefficients))
-            follows = np.where(gain <= 0, values[:, k], follows)
+        gains: list[Function] = []
+        for k in reversed(range(len(self.regressions))):
+            fit = self.regressions[k].fit(values[:, k] - follows)
+            gains.insert(0, fit.function())
+            follows = np.where(fit.predicted <= 0, values[:, k], follows)
         return follows, lambda origin: GainRule(origin, self.features, gains)
 
-    def _screened(self, values: Float[Array, "N K"]) -> tuple[int, bool]:
+    def _screened(self, values: Float[Array, "n K"]) -> tuple[int, bool]:
         """The feature, and its side, that a common threshold does best on."""
         sides = [(f, below) for f in range(len(self.features)) for below in (False, True)]
-        seen, worth = self.seen[self.sample], values[self.sample]
+        seen, worth = self.seen[: min(self.few, _SCREENED)], values[:_SCREENED]
         return min(sides, key=lambda side: common_cut(seen[:, :, side[0]] * (-1 if side[1] else 1), worth)[1])
 
-    def _per_exit(self, score: Array, values: Array, start: Float[Array, "G K-1"]) -> Float[Array, "G K-1"]:
-        """One threshold an exit, for each row of `kept`."""
-        pairs = zip(self.kept, start, strict=True)
-        return np.stack([exit_cuts(score[kept], values[kept], cuts) for kept, cuts in pairs])
-
     def _threshold(self, start: Start, score: Array, values: Array, cuts: Float[Array, "G K-1"]) -> Candidate:
-        """Thresholds on the screened feature; row 0 of the cuts is of all samples."""
+        """Thresholds on the screened feature; row 0 of the cuts is of all of the few samples."""
         build = lambda origin: Threshold(  # noqa: E731 - a candidate is a value and what builds it
             origin, self.features[start.feature], torch.from_numpy(-cuts[0] if start.below else cuts[0]), start.below
         )
-        return self._values(values, score >= cuts[1 + self.fold]), build
+        return _values(values, score >= cuts[self.judge]), build
 
-    @staticmethod
-    def _values(values: Float[Array, "N K"], stops: Bool[Array, "N K-1"]) -> Float[Array, " N"]:
-        return values[np.arange(len(values)), first_stop(stops)]
+
+def _values(values: Float[Array, "N K"], stops: Bool[Array, "N K-1"]) -> Float[Array, " N"]:
+    return values[np.arange(len(values)), first_stop(stops)]

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 from scipy.linalg import cho_factor, cho_solve
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..trace import Costs, Trace
 from .posterior import expected_losses
-from .regression import Additive, Ramps
+from .regression import Function, Ramps, restored
 from .rule import Origin, Rule
 
 Array = np.ndarray
@@ -49,7 +50,7 @@ class Stationary(Rule):
         loss: fitted E[L | s].
     """
 
-    def __init__(self, origin: Origin, features: Sequence[str], gain: Additive, loss: Additive) -> None:
+    def __init__(self, origin: Origin, features: Sequence[str], gain: Function, loss: Function) -> None:
         super().__init__(origin, features)
         self.gain, self.loss = gain, loss
 
@@ -89,10 +90,7 @@ class Stationary(Rule):
 
     @classmethod
     def restore(cls, origin: Origin, arguments: dict[str, Any]) -> Self:
-        gain, loss = (
-            Additive(**{name: arguments[f"{part}.{name}"] for name in ("low", "scale", "weight", "intercept")})
-            for part in ("gain", "loss")
-        )
+        gain, loss = (restored("Additive", f"{part}.", arguments) for part in ("gain", "loss"))
         return cls(origin, arguments["features"], gain, loss)
 
 
@@ -162,7 +160,7 @@ def stationary(trace: Trace, *, price: float, seed: int = 0) -> StationarySoluti
     here, there, before, after = _pairs(trace, np.random.default_rng(seed))
     features = len(trace.features)
     ramps = Ramps.of(np.concatenate([here, there]), min(32, max(8, _RAMPS // features)))
-    basis, ahead = ramps(here), ramps(there)
+    basis, ahead = (ramps(torch.from_numpy(states).double()).numpy() for states in (here, there))
     if len(basis) < 5 * basis.shape[1]:
         raise InputError(
             f"{len(basis)} pairs of states for {basis.shape[1]} coefficients; record at least "
@@ -173,7 +171,7 @@ def stationary(trace: Trace, *, price: float, seed: int = 0) -> StationarySoluti
         basis, ahead, gram, before - after - price * step, float(np.ptp(np.append(before, after)))
     )
     loss = _Ridge(gram + ahead.T @ ahead).solve(basis.T @ before + ahead.T @ after)
-    rule = Stationary(Origin.of(trace, price), trace.features, Additive.of(ramps, weights), Additive.of(ramps, loss))
+    rule = Stationary(Origin.of(trace, price), trace.features, ramps.function(weights), ramps.function(loss))
     return StationarySolution(status, iterations, residual, price, rule)
 
 
