@@ -1,4 +1,4 @@
-"""Recording: a network and labelled data give a Trace."""
+"""Recording: a network and data with targets give a Trace."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch import Tensor
 from .errors import InputError
 from .networks import StagedNetwork
 from .networks.staged import residual_size
+from .observe import Answers
+from .tasks import TaskLoss, losses_of
 from .trace import Costs, Trace
 
 
@@ -22,32 +24,46 @@ def record(
     batches: Iterable[tuple[Tensor, Tensor]],
     costs: Costs,
     *,
+    loss: TaskLoss | None = None,
+    answers: Answers = "classes",
     source: str = "",
     rows: Int[np.ndarray, " N"] | None = None,
 ) -> Trace:
-    """What every sample meets at every exit: 0-1 losses and observations, with all exits run.
+    """What every sample meets at every exit: losses and observations, with all exits run.
 
     Args:
-        batches: pairs of inputs (n, ...) and labels (n,), in the order wanted in the trace.
+        batches: pairs of inputs (n, ...) and targets (n, ...), in the order wanted in the trace.
         costs: of the network's exits; `flops(network, example).relative()` makes prices easy to read.
+        loss: (answer, target) -> (n,), any loss per sample. Without one, answers are logits (n, C), targets labels
+            (n,), and the loss is 0-1.
+        answers: "classes" where an answer is logits, (n, C) or (n, tokens, C); "numbers" for anything else. It decides
+            what is observed of them: `observe.FEATURES_OF`.
         source, rows: where the samples come from, so that a split used twice can be told; see `Trace`. Without them
             the content names itself.
 
     Raises:
-        InputError: no samples, NaN or infinity in a batch or in the logits, a label out of range.
+        InputError: no samples, NaN or infinity in a batch or in the answers, a label out of range, a loss that is not
+            one number a sample.
     """
+    if loss is None and answers != "classes":
+        raise InputError(f"answers={answers!r} have no loss of their own: give loss=, (answer, target) -> (n,)")
     training = network.training
     network.eval()
     device = next(network.parameters()).device
     fingerprint = network.fingerprint()
     parts: list[Trace] = []
     seen = 0
-    for inputs, labels in batches:
+    for inputs, targets in batches:
         check_finite(inputs, seen)
         numbers = np.arange(seen, seen + len(inputs)) if rows is None else rows[seen : seen + len(inputs)]
-        logits, residuals = _every_exit(network, inputs.to(device))
+        found, residuals = _every_exit(network, inputs.to(device))
         where = {"source": source or "recorded", "rows": numbers, "network": fingerprint}
-        parts.append(Trace.from_logits(logits, labels, costs, residuals=residuals, **where))
+        if loss is None:
+            parts.append(Trace.from_logits(found, targets, costs, residuals=residuals, **where))
+        else:
+            each = [losses_of(loss, found[:, k], targets).double() for k in range(found.shape[1])]
+            losses = torch.stack(each, dim=1)
+            parts.append(Trace.from_answers(found, losses, costs, kind=answers, residuals=residuals, **where))
         seen += len(inputs)
     network.train(training)
     if not parts:
@@ -66,11 +82,11 @@ def check_finite(inputs: Tensor, first: int = 0) -> None:
 
 
 def _every_exit(network: StagedNetwork, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (n, K, C) and relative residual sizes (n, K), on the CPU."""
-    logits, residuals = [], []
+    """Answers (n, K, ...) and relative residual sizes (n, K), on the CPU."""
+    answers, residuals = [], []
     state = network.start(inputs)
     for k in range(len(network.exits)):
         before, state = state, network.advance(state, k)
-        logits.append(network.answer(state, k).float().cpu())
+        answers.append(network.answer(state, k).float().cpu())
         residuals.append(residual_size(before, state).cpu())
-    return torch.stack(logits, dim=1), torch.stack(residuals, dim=1)
+    return torch.stack(answers, dim=1), torch.stack(residuals, dim=1)

@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
-from torch import Tensor
 
 from .errors import InputError
 from .files import read_tensors, write_tensors
-from .observe import Memory, Observer
+from .observe import FEATURES_OF, Answers, observe
 
 Array = np.ndarray
 _FORMAT, _VERSION = "optdepth.trace", 1
@@ -170,54 +169,41 @@ class Trace:
         if len(outside):
             i = int(outside[0])
             raise InputError(f"label {int(right[i])} of sample {i} is outside 0..{scores.shape[2] - 1}")
-        names = ("confidence", "margin", "entropy", "streak", "divergence")
-        observer = Observer(names if residuals is None else (*names, "residual"))
-        moved = None if residuals is None else torch.as_tensor(residuals)
-        columns: list[Tensor] = []
-        memory: Memory = {}
-        for k in range(scores.shape[1]):
-            seen, memory = observer(scores[:, k], memory, None if moved is None else moved[:, k])
-            columns.append(seen)
         answers = scores.argmax(-1)
         posterior = scores[:, -1].double().softmax(-1)
-        return cls(
-            losses=(answers != right[:, None]).double().numpy(),
-            observations=torch.stack(columns, dim=1).numpy(),
-            costs=costs,
-            features=observer.features,
-            posterior_losses=(1.0 - posterior.gather(1, answers)).numpy(),
-            **where,
-        )
+        wrong, expected = (answers != right[:, None]).double(), 1.0 - posterior.gather(1, answers)
+        made = cls.from_answers(scores, wrong, costs, kind="classes", residuals=residuals, **where)
+        return replace(made, posterior_losses=expected.numpy())
 
     @classmethod
-    def from_rewards(
+    def from_answers(
         cls,
-        rewards: Float[Any, "N K"],
-        observations: Float[Any, "N K F"],
-        costs: Costs | None = None,
+        answers: Float[Any, "N K ..."],
+        losses: Float[Any, "N K"],
+        costs: Costs,
         *,
-        discount: float | Sequence[float] | Float[Array, " K"] = 1.0,
-        **rest: Any,
+        kind: Answers,
+        residuals: Float[Any, "N K"] | None = None,
+        **where: Any,
     ) -> Self:
-        """A trace of rewards to be made large: its losses are the rewards, discounted, with the other sign.
+        """A trace of any loss, from the answers of every exit.
 
         Args:
-            rewards: of stopping at each exit.
-            observations: what may be seen there.
-            costs: of the exits; none when not given, and then the price to solve at is 0.
-            discount: what a reward keeps of its worth from one exit to the next, in (0, 1]; or (K,) what it keeps until
-                each exit.
-            rest: `features`, `source` and `rows` of the trace.
+            answers: of every exit, on every sample: (N, K) or (N, K, d) numbers, (N, K, C) logits, or (N, K, t, C)
+                logits of t tokens, all zero where a token is padding.
+            losses: of those answers.
+            kind: "numbers" or "classes": what is observed of them, see `observe.FEATURES_OF`.
+            residuals, where: as in `from_logits`.
         """
-        gained = np.asarray(rewards, dtype=np.float64)
-        if gained.ndim != 2:
-            raise InputError(f"rewards must be (N, K); got shape {gained.shape}")
-        given = np.asarray(discount, dtype=np.float64)
-        kept = given ** np.arange(gained.shape[1]) if given.ndim == 0 else given
-        if kept.shape != gained.shape[1:] or not ((kept > 0) & (kept <= 1)).all():
-            raise InputError(f"discount {discount} must be one factor in (0, 1], or one for each of the K exits")
-        exits = costs if costs is not None else Costs.of(np.zeros(gained.shape[1]))
-        return cls(-kept * gained, np.asarray(observations), exits, **rest)
+        given = torch.as_tensor(answers)
+        if kind not in FEATURES_OF:
+            raise InputError(f"answers are {' or '.join(FEATURES_OF)}, not {kind!r}")
+        if given.ndim < 2 or given.shape[:2] != np.shape(losses):
+            shapes = f"{tuple(given.shape)}, {np.shape(losses)}"
+            raise InputError(f"answers must be (N, K, ...) and losses (N, K); got {shapes}")
+        _check_finite("answer", given.flatten(2).numpy() if given.ndim > 2 else given.numpy())
+        seen, features = observe(given, kind, None if residuals is None else torch.as_tensor(residuals))
+        return cls(np.asarray(losses), seen.numpy(), costs, features, **where)
 
     def __len__(self) -> int:
         return len(self.losses)

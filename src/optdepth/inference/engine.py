@@ -21,12 +21,12 @@ class Answer:
     """What an engine answers.
 
     Attributes:
-        logits: (n, C) of the exit each sample stopped at.
+        logits: (n, C) of the exit each sample stopped at; its answer (n, ...) where the task is not classification.
         exit: (n,) that exit, 0-based.
         cost: (n,) what the sample paid, in `unit`.
     """
 
-    logits: Float[Tensor, "n C"]
+    logits: Float[Tensor, "n ..."]
     exit: Int[Tensor, " n"]
     cost: Float[Tensor, " n"]
     unit: str
@@ -85,7 +85,7 @@ class Engine:
             if answers is None:
                 if len(leaving) == len(inputs):
                     return self._answered(logits, exit.fill_(k))
-                answers = logits.new_empty(len(inputs), logits.shape[1])
+                answers = logits.new_empty(len(inputs), *logits.shape[1:])
             left = leaving if place is None else place[leaving]
             answers[left], exit[left] = logits[leaving], k
             if len(leaving) == len(stops):
@@ -102,7 +102,7 @@ class Engine:
     def _decide(self, k: int, before: Tensor, state: Tensor, logits: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """Which samples stop at exit k, and the observer's memory after it."""
         if self._observer is None:
-            return self.rule.stop(k, logits[:, :0]), memory
+            return self.rule.stop(k, logits.new_empty(len(logits), 0)), memory
         residual = residual_size(before, state) if self._observer.needs_residual else None
         observation, memory = self._observer(logits, memory, residual)
         return self.rule.stop(k, observation), memory

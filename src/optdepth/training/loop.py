@@ -29,6 +29,7 @@ from ..data import Data, augment, normalise
 from ..errors import InputError
 from ..files import write_atomically, write_json
 from ..networks.staged import StagedNetwork
+from ..tasks import TaskLoss, cross_entropy
 from .depth_loss import DepthLoss
 from .objective import Objective
 
@@ -56,6 +57,7 @@ class Settings:
     network: str
     data: str
     processes: int
+    task: str
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
@@ -72,8 +74,8 @@ class Settings:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch: each exit's mean cross-entropy while training, price at its end, each exit's accuracy on the
-    fit split, seconds.
+    """One epoch: each exit's mean loss while training, price at its end, each exit's accuracy on the fit split
+    (none where the task is not classification), seconds.
     """
 
     losses: tuple[float, ...]
@@ -95,6 +97,7 @@ def train(
     data: Data,
     *,
     loss: DepthLoss,
+    task: TaskLoss = cross_entropy,
     epochs: int,
     seed: int,
     out: str | Path,
@@ -118,6 +121,8 @@ def train(
         network: ends on the device it was trained on, in evaluation mode.
         data: its train split trains, its fit split (at most 5,000 images) shows progress; no other is read.
         loss: what the trunk is asked.
+        task: (answer, labels) -> (n,), the loss per sample, where it is not cross-entropy; the price of `loss` is in
+            its unit, and no accuracy is reported.
         epochs: passes over the train split; images that do not fill a batch wait for the next epoch.
         seed: of order and augmentation (crops padded by an eighth of the image, and flips where `data.flip`).
         out: folder for `checkpoint.pt`, `training.json`, and `network/` if the network has a config.
@@ -155,10 +160,11 @@ def train(
         network=network.fingerprint(),
         data=f"{split.source} rows {hashlib.sha256(split.rows.tobytes()).hexdigest()[:12]}",
         processes=accelerator.num_processes,
+        task=getattr(task, "__qualname__", type(task).__qualname__),
     )
     trained = [parameter.requires_grad for parameter in network.parameters()]
     try:
-        run = _Run(accelerator, settings, network, data, loss, Path(out))
+        run = _Run(accelerator, settings, network, data, loss, task, Path(out))
         done = run.load() if resume else []
         with run.bar(shown=progress, done=len(done)) as advance:
             for epoch in range(len(done), epochs):
@@ -184,10 +190,12 @@ class _Run:
         network: StagedNetwork,
         data: Data,
         loss: DepthLoss,
+        task: TaskLoss,
         out: Path,
     ) -> None:
         self.accelerator, self.settings, self.network, self.data = accelerator, settings, network, data
         self.loss, self.out, self.checkpoint, self.shown = loss, out, out / CHECKPOINT, ""
+        self.classifies = task is cross_entropy
         split = data.splits["train"]
         self.order = torch.Generator()
         workers = 0 if split.pixels is not None else min(8, os.cpu_count() or 1)
@@ -204,7 +212,7 @@ class _Run:
             raise InputError(f"batch_size={settings.batch_size}, but {len(split)} images: give a smaller one")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)  # for the halting head
-            objective = Objective(network, loss, settings.costs, frozen=settings.backbone == "frozen")
+            objective = Objective(network, loss, settings.costs, frozen=settings.backbone == "frozen", task=task)
         optimizer = torch.optim.SGD(
             [parameter for parameter in objective.parameters() if parameter.requires_grad],
             settings.lr,
@@ -236,8 +244,9 @@ class _Run:
                 advance(f"epoch {epoch + 1}/{settings.epochs}, loss {losses[:, -1].mean():.3f}{self.shown}")
         means = self.accelerator.reduce(total / self.steps, "mean")
         price = self.loss.price_at((epoch + 1) / settings.epochs)
-        accuracy = self._accuracy()
-        self.shown = f", accuracy {accuracy[0]:.1%} at the first exit, {accuracy[-1]:.1%} at the last"
+        accuracy = self._accuracy() if self.classifies else ()
+        if accuracy:
+            self.shown = f", accuracy {accuracy[0]:.1%} at the first exit, {accuracy[-1]:.1%} at the last"
         return Epoch(tuple(means.tolist()), price, accuracy, time.monotonic() - begin)
 
     def _step(self, inputs: Tensor, labels: Tensor, done: float) -> Float[Tensor, "n K"]:

@@ -5,24 +5,27 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ..errors import InputError
 from ..networks.staged import StagedNetwork, State, hidden, residual_size
 from ..observe import Observer
+from ..tasks import TaskLoss, cross_entropy, losses_of
 from .depth_loss import DepthLoss, Seen
 
 
 class Objective(nn.Module):
-    """inputs, labels -> the loss of `depth_loss.py`. One module, so that data parallelism sees one forward.
+    """inputs, targets -> the loss of `depth_loss.py`. One module, so that data parallelism sees one forward.
 
     Args:
         network: trained in place.
         loss: what the trunk is asked.
         costs: (K,) cumulative cost of each exit in any unit; scaled to C_K = 1.
         frozen: the trunk and the last head are left as they are; only the other heads learn.
+        task: (answer, target) -> (n,), the loss per sample, where it is not cross-entropy. A part that needs a halting
+            head needs class logits too, for those are what it sees.
 
     Raises:
         InputError: costs that are not K, positive, and in order; or nothing to train.
@@ -31,7 +34,13 @@ class Objective(nn.Module):
     costs: Tensor
 
     def __init__(
-        self, network: StagedNetwork, loss: DepthLoss, costs: Sequence[float], *, frozen: bool = False
+        self,
+        network: StagedNetwork,
+        loss: DepthLoss,
+        costs: Sequence[float],
+        *,
+        frozen: bool = False,
+        task: TaskLoss = cross_entropy,
     ) -> None:
         super().__init__()
         exits = len(network.exits)
@@ -41,21 +50,21 @@ class Objective(nn.Module):
             raise InputError(f"costs {list(costs)}: give {exits} positive numbers, one an exit, that never fall")
         if frozen and exits == 1:
             raise InputError("a frozen network with its last exit alone has nothing to train: add exits")
-        self.network, self.loss, self.frozen = network, loss, frozen
+        self.network, self.loss, self.frozen, self.task = network, loss, frozen, task
         if frozen:
             for part in (network.stem, network.stages, network.heads[-1]):
                 part.requires_grad_(False)
+            if not any(parameter.requires_grad for parameter in network.heads.parameters()):
+                raise InputError("a frozen network whose exits share the last head has nothing to train")
         self.register_buffer("costs", scaled / scaled[-1], persistent=False)
         depths = [exit.depth / network.exits[-1].depth for exit in network.exits]
         self.halting = HaltingHead(depths) if "halting" in loss.needs else None
 
-    def forward(
-        self, inputs: Tensor, labels: Int[Tensor, " n"], price: float
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, "n K"]]:
-        """The loss, and the detached cross-entropies at the exits."""
+    def forward(self, inputs: Tensor, targets: Tensor, price: float) -> tuple[Float[Tensor, ""], Float[Tensor, "n K"]]:
+        """The loss, and the detached losses of the task at the exits."""
         gates = inputs.new_ones((len(self.network.exits), len(inputs)), dtype=torch.float32)
         logits, residuals = self._run(inputs, gates)
-        losses = torch.stack([F.cross_entropy(answer.float(), labels, reduction="none") for answer in logits], 1)
+        losses = torch.stack([losses_of(self.task, answer, targets) for answer in logits], 1)
         fixed = losses.detach().requires_grad_()
         halting = None if self.halting is None else self.halting([answer.detach() for answer in logits])
         asked = self.loss(Seen(fixed, self.costs, price, halting, residuals))
