@@ -1,8 +1,9 @@
 from .costs import flops, latency
 from .data import load_data
 from .errors import InputError
+from .inference.endless import endless
 from .inference.engine import Answer, Engine
-from .networks import StagedNetwork, load_network, resnet
+from .networks import StagedNetwork, load_network, looped, resnet, unrolled
 from .record import record
 from .stopping.baselines import confidence, entropy, patience
 from .stopping.bounds import gap, prophet
@@ -32,6 +33,7 @@ __all__ = [
     "Trace",
     "certified",
     "confidence",
+    "endless",
     "entropy",
     "evaluate",
     "finite_depth",
@@ -41,6 +43,7 @@ __all__ = [
     "load_data",
     "load_network",
     "lookahead",
+    "looped",
     "patience",
     "place",
     "prophet",
@@ -50,4 +53,5 @@ __all__ = [
     "snell_family",
     "stationary",
     "train",
+    "unrolled",
 ]

@@ -1,6 +1,7 @@
 """Networks that can stop: stem, stages and heads. Nothing here knows of stopping rules."""
 
 from .heads import PooledLinear
+from .looped import looped, unrolled
 from .resnet import resnet
 from .staged import (
     Exit,
@@ -17,7 +18,9 @@ __all__ = [
     "StagedNetwork",
     "hidden",
     "load_network",
+    "looped",
     "residual_size",
     "resnet",
     "select",
+    "unrolled",
 ]

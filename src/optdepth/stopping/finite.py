@@ -25,7 +25,9 @@ from .rule import Rule
 
 Array = np.ndarray
 
-_RAMPS = 8
+_RAMPS, _FOLDS = 8, 5
+_ROUNDING = 1e-5
+"""Losses come from float32 logits: steps of a state that has come to rest still move them by so much, in nats."""
 _ONE_SIDED = float(stats.norm.ppf(CONFIDENCE))
 
 
@@ -302,7 +304,7 @@ def _unmet_by_head(
         unmet.append("the losses are 0-1, and the bound is on cross-entropy")
     elif residuals is not None and head_norm is not None and shared_head:
         allowed = math.sqrt(2) * head_norm * residuals[:, 1:]
-        broken = (np.abs(np.diff(trace.losses, axis=1)) > allowed * (1 + 1e-6) + 1e-9)[:, start:].mean()
+        broken = (np.abs(np.diff(trace.losses, axis=1)) > allowed * (1 + 1e-6) + _ROUNDING)[:, start:].mean()
         if broken > 0:
             unmet.append(
                 f"{broken:.1%} of the recorded steps change the loss by more than one head of this norm can, so the "

@@ -13,6 +13,7 @@ least-squares fit may still undo that, hence the status.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
@@ -43,20 +44,32 @@ _TOLERANCE, _ITERATIONS = 1e-6, 2_000
 class Stationary(Rule):
     """Stops where the fitted gain of going on is not positive, the same function at every step.
 
-    It has no greatest depth. `origin.costs` are of the steps at hand; `over` gives the rule for more of them, or fewer.
+    It has no greatest depth but `limit`, which the price sets. `origin.costs` are of the steps at hand; `over` gives
+    the rule for more of them, or fewer.
 
     Args:
         gain: fitted E[L | s] - (price c + E[U' | s]).
         loss: fitted E[L | s].
+        spread: largest less least loss, sup L - inf L, recorded.
     """
 
-    def __init__(self, origin: Origin, features: Sequence[str], gain: Function, loss: Function) -> None:
+    def __init__(self, origin: Origin, features: Sequence[str], gain: Function, loss: Function, spread: float) -> None:
         super().__init__(origin, features)
-        self.gain, self.loss = gain, loss
+        self.gain, self.loss, self.spread = gain, loss, spread
+
+    @property
+    def limit(self) -> int:
+        """Steps after which the rule stops whatever it sees: bound (A) of theory section 5, at its worst.
+
+        What the optimum still spends from a state on is (E[L | s] - inf L) / price on average, or less. A sample that
+        has spent (sup L - inf L) / price since the first exit has paid as much as any answer could gain it.
+        """
+        assert self.origin.price is not None
+        return 1 + math.ceil(self.spread / (self.origin.price * step_cost(self.origin.costs)))
 
     def stop(self, k: int, observation: Float[Tensor, "n F"]) -> Bool[Tensor, " n"]:
         gain: Tensor = self.gain(observation)
-        return gain <= 0
+        return gain <= 0 if k + 1 < self.limit else torch.ones_like(gain, dtype=torch.bool)
 
     def value(self, observation: Float[Tensor, "n F"]) -> Float[Tensor, " n"]:
         """U: the least mean of the loss and price x cost still to come, (n,), in units of loss."""
@@ -64,16 +77,18 @@ class Stationary(Rule):
         gain: Tensor = self.gain(observation)
         return loss - gain.clamp(min=0)
 
-    def over(self, costs: Costs) -> Stationary:
+    def over(self, costs: Costs, network: str | None = None) -> Stationary:
         """The same rule for another number of steps, each at the cost that it was solved for.
 
         Args:
             costs: `trace.costs` of the trace, or of the network, to run it on.
+            network: fingerprint of the solved network unrolled to so many steps, where there is a network.
         """
         solved, given = step_cost(self.origin.costs), step_cost(costs)
         if not np.isclose(given, solved):
             raise InputError(f"a step costs {given:g} here, the rule was solved for {solved:g}; solve it again")
-        return Stationary(replace(self.origin, costs=costs), self.features, self.gain, self.loss)
+        origin = replace(self.origin, costs=costs, network=self.origin.network if network is None else network)
+        return Stationary(origin, self.features, self.gain, self.loss, self.spread)
 
     def check(self, network: str, exits: int) -> None:
         if exits != len(self.origin.costs):
@@ -86,12 +101,12 @@ class Stationary(Rule):
     def arguments(self) -> dict[str, Any]:
         parts: dict[str, nn.Module] = {"gain": self.gain, "loss": self.loss}
         tensors = {f"{p}.{name}": value for p, part in parts.items() for name, value in part.named_buffers()}
-        return {"features": list(self.features), **tensors}
+        return {"features": list(self.features), "spread": self.spread, **tensors}
 
     @classmethod
     def restore(cls, origin: Origin, arguments: dict[str, Any]) -> Self:
         gain, loss = (restored("Additive", f"{part}.", arguments) for part in ("gain", "loss"))
-        return cls(origin, arguments["features"], gain, loss)
+        return cls(origin, arguments["features"], gain, loss, arguments["spread"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,13 +155,19 @@ class StationarySolution:
                 )
 
 
-def stationary(trace: Trace, *, price: float, seed: int = 0) -> StationarySolution:
+def stationary(
+    trace: Trace, *, price: float, features: Sequence[str] | None = None, seed: int = 0
+) -> StationarySolution:
     """Solves the stopping problem of a block that may run for ever, from trajectories of K of its steps.
 
     Args:
         trace: the fit split: K exits of one weight-tied block, run to the end on every sample.
         price: loss that one unit of cost is worth, > 0.
-        seed: of the pairs chosen where there are more than 100,000.
+        features: observations to decide on. If none are named, those that cross-validation on the trace chooses: at low
+            prices few do better than many, for what a fit gets wrong in a state that has come to rest, by more than
+            the price of a step, it gets wrong at every step. A sample that would go on at the end of the trace counts
+            there as one that never stops, so record steps enough for the states to come to rest.
+        seed: of the folds, and of the pairs chosen where there are more than 100,000.
 
     Raises:
         InputError: steps that cost nothing or not the same, a price that is not positive, or too few pairs.
@@ -157,9 +178,47 @@ def stationary(trace: Trace, *, price: float, seed: int = 0) -> StationarySoluti
             f"price is {price:g} and a step costs {step:g}: where going on costs nothing it is never wrong, and no "
             "fixed point is singled out; both must be finite and > 0"
         )
-    here, there, before, after = _pairs(trace, np.random.default_rng(seed))
-    features = len(trace.features)
-    ramps = Ramps.of(np.concatenate([here, there]), min(32, max(8, _RAMPS // features)))
+    names = tuple(features) if features else _chosen(trace, price, seed)
+    return _solved(trace, names, price, seed)
+
+
+def _chosen(trace: Trace, price: float, seed: int) -> tuple[str, ...]:
+    """Forward selection: the feature that lowers the held-out value most is added, as long as one does."""
+    if len(trace.features) == 1:
+        return trace.features
+    half = np.random.default_rng(seed).permutation(len(trace)) % 2 == 0
+    halves = trace.select(np.flatnonzero(half)), trace.select(np.flatnonzero(~half))
+    chosen: tuple[str, ...] = ()
+    best = np.inf
+    while more := [(*chosen, name) for name in trace.features if name not in chosen]:
+        values = {names: _held_out(halves, names, price, seed) for names in more}
+        names = min(values, key=values.__getitem__)
+        if values[names] >= best:
+            break
+        chosen, best = names, values[names]
+    return chosen or trace.features
+
+
+def _held_out(halves: tuple[Trace, Trace], features: Sequence[str], price: float, seed: int) -> float:
+    """Mean of loss + price x cost of each half under the rule of the other; infinite where one has no rule."""
+    values = []
+    for fit, judge in (halves, halves[::-1]):
+        found = _solved(fit, features, price, seed)
+        if found.status != "converged":
+            return np.inf
+        rule, last = found.rule, torch.from_numpy(judge.columns(features)[:, -1])
+        exits = rule.exits(judge)
+        cost = judge.costs.paid()[exits]
+        goes_on = (exits == judge.exits - 1) & ~rule.stop(judge.exits - 1, last).numpy()
+        cost[goes_on] += step_cost(judge.costs) * max(0, rule.limit - judge.exits)
+        values.append(judge.losses[np.arange(len(judge)), exits] + price * cost)
+    return float(np.concatenate(values).mean())
+
+
+def _solved(trace: Trace, names: Sequence[str], price: float, seed: int) -> StationarySolution:
+    """Fitted value iteration on the features named."""
+    here, there, before, after = _pairs(trace, names, np.random.default_rng(seed))
+    ramps = Ramps.of(np.concatenate([here, there]), min(32, max(8, _RAMPS // len(names))))
     basis, ahead = (ramps(torch.from_numpy(states).double()).numpy() for states in (here, there))
     if len(basis) < 5 * basis.shape[1]:
         raise InputError(
@@ -168,10 +227,11 @@ def stationary(trace: Trace, *, price: float, seed: int = 0) -> StationarySoluti
         )
     gram = basis.T @ basis
     status, weights, iterations, residual = _iterate(
-        basis, ahead, gram, before - after - price * step, float(np.ptp(np.append(before, after)))
+        basis, ahead, gram, before - after - price * step_cost(trace.costs), float(np.ptp(np.append(before, after)))
     )
     loss = _Ridge(gram + ahead.T @ ahead).solve(basis.T @ before + ahead.T @ after)
-    rule = Stationary(Origin.of(trace, price), trace.features, ramps.function(weights), ramps.function(loss))
+    parts = ramps.function(weights), ramps.function(loss)
+    rule = Stationary(Origin.of(trace, price), names, *parts, float(np.ptp(trace.losses)))
     return StationarySolution(status, iterations, residual, price, rule)
 
 
@@ -187,9 +247,24 @@ def step_cost(costs: Costs) -> float:
     return float(steps[0])
 
 
-def _pairs(trace: Trace, random: np.random.Generator) -> tuple[Array, Array, Array, Array]:
+def with_steps(costs: Costs, steps: int) -> Costs:
+    """The costs of a looped block run `steps` times, from those of it run fewer times or more: a step costs the same.
+
+    Raises:
+        InputError: fewer than two steps to go by, none wanted, or steps that cost unlike.
+    """
+    if len(costs) < 2 or steps < 1:
+        raise InputError(f"{steps} steps from the costs of {len(costs)}: give at least one, and the costs of two")
+    step_cost(costs)
+    more = np.arange(1, max(0, steps - len(costs)) + 1)
+    reach = np.concatenate([costs.reach, costs.reach[-1] + (costs.reach[-1] - costs.reach[-2]) * more])
+    probe, answer = (np.pad(part, (0, len(more)), mode="edge") for part in (costs.probe, costs.answer))
+    return Costs(reach[:steps], probe[:steps], answer[:steps], costs.unit)
+
+
+def _pairs(trace: Trace, features: Sequence[str], random: np.random.Generator) -> tuple[Array, Array, Array, Array]:
     """Pooled over samples and steps: observations (M, F) before and after a step, losses (M,) before and after it."""
-    losses, seen, width = expected_losses(trace), trace.observations, len(trace.features)
+    losses, seen, width = expected_losses(trace), trace.columns(features), len(features)
     pooled = (seen[:, :-1].reshape(-1, width), seen[:, 1:].reshape(-1, width))
     ends = (losses[:, :-1].ravel(), losses[:, 1:].ravel())
     if len(ends[0]) <= _PAIRS:

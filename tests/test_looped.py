@@ -1,0 +1,245 @@
+"""A looped network is one block run again and again, and the stationary rule alone says how often."""
+
+import copy
+import functools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import optdepth as od
+from optdepth.errors import InputError
+from optdepth.stopping.regression import Additive
+from optdepth.stopping.rule import Origin
+from optdepth.stopping.stationary import Stationary, step_cost, with_steps
+from optdepth.tasks import cross_entropy
+from optdepth.training import depth_loss
+
+STEPS = 6
+PRICES = (0.01, 0.03)
+
+
+def small(steps: int = STEPS, **changes) -> od.StagedNetwork:
+    return od.looped(steps, **{"classes": 10, "channels": 1, "width": 16, "seed": 0, **changes}).eval()
+
+
+class Trained:
+    """A looped network trained on the digits for some seconds, and its trace at four times the depth."""
+
+    def __init__(self, folder: Path) -> None:
+        self.data = od.load_data("digits", seed=0)
+        self.network = small()
+        loss = depth_loss("deep-supervision+diminishing-returns", 0.0)
+        options = {"batch_size": 32, "lr": 0.01, "progress": False, "out": folder}
+        od.train(self.network, self.data, loss=loss, epochs=14, seed=0, **options)
+        counted = od.flops(self.network, next(self.data.batches("fit", 1))[0])
+        step = step_cost(counted)
+        self.costs = od.Costs(counted.reach / step, counted.probe / step, counted.answer / step, "steps")
+        self.recorded = od.unrolled(self.network, 4 * STEPS)
+        self.fit = self.record(self.recorded, "fit", with_steps(self.costs, 4 * STEPS))
+
+    def record(self, network: od.StagedNetwork, split: str, costs: od.Costs, **more) -> od.Trace:
+        held = self.data.splits[split]
+        return od.record(network, self.data.batches(split), costs, source=held.source, rows=held.rows, **more)
+
+    @functools.cache  # noqa: B019 - one object a module
+    def rule(self, price: float) -> Stationary:
+        return od.stationary(self.fit, price=price).rule
+
+    @functools.cache  # noqa: B019
+    def judged(self, price: float) -> tuple[od.Engine, od.Trace, od.Evaluation]:
+        """The engine without a greatest depth, and what its rule does on as long a trace of the test split."""
+        engine = od.endless(self.network, self.rule(price))
+        test = self.record(engine.network, "test", engine.rule.origin.costs)
+        return engine, test, od.evaluate(engine.rule, test)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Trained:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    found = Trained(tmp_path_factory.mktemp("looped"))
+    torch.set_num_threads(threads)
+    return found
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_more_steps_are_no_more_weights(images: torch.Tensor) -> None:
+    sizes = {sum(value.numel() for value in small(steps).state_dict().values()) for steps in (1, 3, 40)}
+    assert len(sizes) == 1
+    network = small()
+    longer = od.unrolled(network, 15)
+    assert {id(p) for p in longer.parameters()} == {id(p) for p in network.parameters()}
+    with torch.inference_mode():
+        for short, long in zip(network(images), longer(images), strict=False):
+            assert torch.equal(short, long)
+
+
+def test_saved_and_loaded_it_is_the_same(images: torch.Tensor, tmp_path: Path) -> None:
+    network = small()
+    for number, part in enumerate((network, network.keep(["step2", "step6"]), od.unrolled(network, 9))):
+        part.save(tmp_path / str(number))
+        back = od.load_network(tmp_path / str(number))
+        assert back.fingerprint() == part.fingerprint()
+        with torch.inference_mode():
+            assert all(torch.equal(a, b) for a, b in zip(part(images), back(images), strict=True))
+    assert network.fingerprint() != small(seed=1).fingerprint()
+
+
+def test_a_copy_is_independent_and_still_tied(images: torch.Tensor) -> None:
+    network = small()
+    other = copy.deepcopy(network)
+    with torch.no_grad():
+        other.stages[-1].conv1.weight.zero_()
+        before, after = network(images), other(images)
+    assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))  # the first step included
+
+
+def test_every_step_costs_the_same() -> None:
+    costs = od.flops(small(), torch.zeros(2, 1, 8, 8))
+    convolution, head = 2 * 64 * 16 * 16 * 9, 2 * 16 * 10
+    assert step_cost(costs) == 2 * convolution + head
+    assert costs.reach[0] == 2 * 64 * 16 * 9 + 2 * convolution
+    longer = od.flops(od.unrolled(small(), 20), torch.zeros(2, 1, 8, 8))
+    for steps in (2, 6, 20):
+        more = with_steps(costs, steps)
+        for part in ("reach", "probe", "answer"):
+            np.testing.assert_allclose(getattr(more, part), getattr(longer, part)[:steps])
+
+
+def test_it_starts_steps_in_when_training_and_never_otherwise(images: torch.Tensor) -> None:
+    network = small(2)
+    torch.manual_seed(0)
+    starts = [network.train().start(images)[0] for _ in range(40)]
+    with torch.no_grad():
+        first = network.eval().start(images)[0]
+        assert all(torch.equal(first, network.start(images)[0]) for _ in range(10))
+        state, reachable = network.start(images), [first]
+        for _ in range(8):
+            state = network.advance(state, 0)
+            reachable.append(state[0])
+    found = [next(n for n, at in enumerate(reachable) if torch.equal(at, start)) for start in starts]
+    assert 10 <= found.count(0) <= 30  # half of them, binomially
+    assert max(found) > 4
+    assert starts[found.index(0)].requires_grad
+    assert not starts[found.index(max(found))].requires_grad
+
+
+def test_it_learns_to_answer_and_to_go_on(trained: Trained) -> None:
+    """Accuracy rises over the first steps, and ten times the trained number of steps does it no harm."""
+    longer = od.unrolled(trained.network, 10 * STEPS)
+    right = 1 - trained.record(longer, "test", with_steps(trained.costs, 10 * STEPS)).losses.mean(axis=0)
+    assert right[STEPS - 1] > 0.9
+    assert right[STEPS - 1] > right[0] + 0.03
+    assert right[-1] > right[STEPS - 1] - 0.03
+
+
+@pytest.mark.parametrize("price", PRICES)
+def test_endless_is_the_rule_on_as_long_a_trace(trained: Trained, price: float) -> None:
+    engine, _, found = trained.judged(price)
+    assert len(engine.network.exits) == trained.rule(price).limit == 1 + math.ceil(1 / price)
+    images = torch.cat([x for x, _ in trained.data.batches("test")])
+    for size in (64, 359):
+        answers = [engine(chunk) for chunk in images.split(size)]
+        np.testing.assert_array_equal(torch.cat([answer.exit for answer in answers]), found.exits)
+        np.testing.assert_allclose(torch.cat([answer.cost for answer in answers]), found.costs)
+
+
+def test_it_goes_deeper_than_it_was_trained_and_recorded(trained: Trained) -> None:
+    engine = od.endless(trained.network, trained.rule(0.003))
+    exits = torch.cat([engine(x).exit for x, _ in trained.data.batches("test")])
+    assert STEPS <= exits.max() < engine.rule.limit
+
+
+@pytest.mark.parametrize("price", PRICES)
+def test_it_is_no_worse_than_the_best_fixed_number_of_steps(trained: Trained, price: float) -> None:
+    _, test, found = trained.judged(price)
+    alone = trained.fit.costs.reach + trained.fit.costs.probe
+    best = int((trained.fit.losses.mean(axis=0) + price * alone).argmin())
+    lead = test.losses[:, best] + price * alone[best] - found.losses - price * found.costs
+    assert lead.mean() > -3 * lead.std() / np.sqrt(len(lead))
+
+
+def test_the_finite_depth_report_holds_on_cross_entropy(trained: Trained) -> None:
+    """One head, shared, after a 1-Lipschitz mean: no recorded step breaks what bound (C) derives from that."""
+    price = 0.03
+    nats = trained.record(trained.recorded, "fit", trained.fit.costs, loss=cross_entropy)
+    engine = od.endless(trained.network, od.stationary(nats, price=price).rule)
+    test = trained.record(engine.network, "test", engine.rule.origin.costs, loss=cross_entropy)
+    sizes = []
+    with torch.inference_mode():
+        state = engine.network.start(torch.cat([x for x, _ in trained.data.batches("test")]))
+        for k in range(len(engine.network.exits)):
+            before, state = state, engine.network.advance(state, k)
+            sizes.append(torch.linalg.vector_norm((state[0] - before[0]).mean((2, 3)), dim=1))
+    norm = float(torch.linalg.matrix_norm(trained.network.heads[-1].linear.weight.detach(), 2))
+    about = {"residuals": torch.stack(sizes, 1).double().numpy(), "head_norm": norm, "shared_head": True}
+    report = od.finite_depth(test, engine.rule, price=price, **about)
+    assert not [reason for reason in report.residual.unmet if "more than one head" in reason]
+    assert report.expected.kept
+    half = od.finite_depth(test, engine.rule, price=price, **{**about, "head_norm": norm / 20})
+    assert any("more than one head" in reason for reason in half.residual.unmet)
+
+
+def never_stops(network: od.StagedNetwork, price: float) -> Stationary:
+    """A rule whose fitted gain is always 1, as a fit gone wrong might have it."""
+    zero, one = torch.zeros(1, 1), torch.tensor(1.0)
+    costs = od.Costs.of(np.arange(1, len(network.exits) + 1))
+    always = Additive(low=zero, scale=zero, weight=zero, intercept=one)
+    return Stationary(Origin(costs, network.fingerprint(), price), ("margin",), always, always, spread=1.0)
+
+
+def test_a_rule_that_never_stops_is_stopped_by_the_bound(images: torch.Tensor) -> None:
+    network = small()
+    answer = od.endless(network, never_stops(network, 0.04))(images)
+    assert (answer.exit == 25).all()  # 26 steps: the first, and 1 / 0.04 that are worth all there is to gain
+    assert (answer.cost == 26).all()
+
+
+def test_only_steps_that_are_taken_are_run(trained: Trained) -> None:
+    engine, _, found = trained.judged(0.01)
+    images = next(trained.data.batches("test", 359))[0]
+    sizes: list[int] = []
+    handle = trained.network.stages[-1].register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0][0])))
+    for deepest in (found.exits.min(), 2, found.exits.max()):
+        sizes.clear()
+        engine(images[found.exits <= deepest])
+        assert sizes == [int(((found.exits <= deepest) & (found.exits >= k)).sum()) for k in range(int(deepest) + 1)]
+    handle.remove()
+
+
+def test_a_saved_rule_keeps_its_limit(trained: Trained, tmp_path: Path) -> None:
+    rule = trained.rule(0.01)
+    rule.save(tmp_path)
+    images = next(trained.data.batches("test", 50))[0]
+    back = od.endless(trained.network, od.Rule.load(tmp_path))
+    assert back.rule.limit == rule.limit
+    assert torch.equal(back(images).exit, od.endless(trained.network, rule)(images).exit)
+
+
+def test_bad_input_says_what_to_do(tmp_path: Path, trained: Trained) -> None:
+    for changes, said in (
+        ({"steps": 0}, "steps 0"),
+        ({"width": 0}, "width 0"),
+        ({"exits": "first"}, "exits='first'"),
+        ({"exits": ["step1"]}, "add 'step6'"),
+    ):
+        with pytest.raises(InputError, match=said):
+            small(**{"steps": STEPS, **changes})
+    with pytest.raises(InputError, match="only a looped network"):
+        od.unrolled(od.resnet(8, classes=10, seed=0), 9)
+    with pytest.raises(InputError, match="steps=0"):
+        od.unrolled(small(), 0)
+    with pytest.raises(InputError, match="was solved for network"):
+        od.endless(small(seed=3), trained.rule(0.01))
+    frozen = {"epochs": 1, "seed": 0, "out": tmp_path, "backbone": "frozen", "progress": False}
+    with pytest.raises(InputError, match="share the last head has nothing to train"):
+        od.train(small(), trained.data, loss=depth_loss("deep-supervision", 0.0), **frozen)
+    with pytest.raises(InputError, match="the costs of two"):
+        with_steps(od.Costs.of([1.0]), 5)
