@@ -4,6 +4,7 @@ from .errors import InputError
 from .inference.endless import endless
 from .inference.engine import Answer, Engine
 from .networks import StagedNetwork, load_network, looped, resnet, unrolled
+from .recall import best_recall
 from .record import record
 from .stopping.baselines import confidence, entropy, patience
 from .stopping.bounds import gap, prophet
@@ -31,6 +32,7 @@ __all__ = [
     "Rule",
     "StagedNetwork",
     "Trace",
+    "best_recall",
     "certified",
     "confidence",
     "endless",

@@ -14,6 +14,7 @@ from .errors import InputError
 from .networks import StagedNetwork
 from .networks.staged import residual_size
 from .observe import Answers
+from .recall import Windows
 from .tasks import TaskLoss, losses_of
 from .trace import Costs, Trace
 
@@ -26,6 +27,7 @@ def record(
     *,
     loss: TaskLoss | None = None,
     answers: Answers = "classes",
+    recall: Windows = (),
     source: str = "",
     rows: Int[np.ndarray, " N"] | None = None,
 ) -> Trace:
@@ -38,6 +40,8 @@ def record(
             (n,), and the loss is 0-1.
         answers: "classes" where an answer is logits, (n, C) or (n, tokens, C); "numbers" for anything else. It decides
             what is observed of them: `observe.FEATURES_OF`.
+        recall: which exits answer at each exit, as `best_recall` chooses it on the fit split; each its own if empty. It
+            needs class logits, and no `loss`.
         source, rows: where the samples come from, so that a split used twice can be told; see `Trace`. Without them
             the content names itself.
 
@@ -47,6 +51,8 @@ def record(
     """
     if loss is None and answers != "classes":
         raise InputError(f"answers={answers!r} have no loss of their own: give loss=, (answer, target) -> (n,)")
+    if loss is not None and recall:
+        raise InputError("recall pools class distributions, under the 0-1 loss: leave loss= or recall= out")
     training = network.training
     network.eval()
     device = next(network.parameters()).device
@@ -59,7 +65,7 @@ def record(
         found, residuals = _every_exit(network, inputs.to(device))
         where = {"source": source or "recorded", "rows": numbers, "network": fingerprint}
         if loss is None:
-            parts.append(Trace.from_logits(found, targets, costs, residuals=residuals, **where))
+            parts.append(Trace.from_logits(found, targets, costs, residuals=residuals, recall=recall, **where))
         else:
             each = [losses_of(loss, found[:, k], targets).double() for k in range(found.shape[1])]
             losses = torch.stack(each, dim=1)

@@ -17,9 +17,10 @@ from numpy.typing import ArrayLike
 from .errors import InputError
 from .files import read_tensors, write_tensors
 from .observe import FEATURES_OF, Answers, observe
+from .recall import Windows, checked, every_answer
 
 Array = np.ndarray
-_FORMAT, _VERSION = "optdepth.trace", 1
+_FORMAT, _VERSION = "optdepth.trace", 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +108,7 @@ class Trace:
         source: where the samples come from; two traces overlap when the source is the same and rows meet.
         rows: (N,) number of each sample in its source.
         network: fingerprint of the network recorded, empty when there is none.
+        recall: which exits' answers the losses are of, where an exit does not answer by itself; see `optdepth.recall`.
     """
 
     losses: Float[Array, "N K"]
@@ -117,6 +119,7 @@ class Trace:
     source: str = ""
     rows: Int[Array, " N"] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     network: str = ""
+    recall: Windows = ()
 
     def __post_init__(self) -> None:
         losses = np.asarray(self.losses, dtype=np.float64)
@@ -127,6 +130,7 @@ class Trace:
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 - frozen dataclass
         put("losses", losses)
         put("observations", observations)
+        put("recall", checked(self.recall, losses.shape[1]))
         put("features", tuple(self.features) or tuple(f"x{f}" for f in range(observations.shape[2])))
         if len(self.features) != observations.shape[2]:
             raise InputError(f"{len(self.features)} feature names for {observations.shape[2]} observation columns")
@@ -149,6 +153,7 @@ class Trace:
         costs: Costs,
         *,
         residuals: Float[Any, "N K"] | None = None,
+        recall: Windows = (),
         **where: Any,
     ) -> Self:
         """A trace of 0-1 losses from the logits of every exit.
@@ -157,6 +162,8 @@ class Trace:
             logits: of every exit, on every sample.
             labels: the right class of each sample, 0..C-1.
             residuals: relative residual size before each exit; adds the feature `residual`.
+            recall: which exits answer at each exit, as `best_recall` chooses it on the fit split; each its own
+                if empty.
             where: `source`, `rows` and `network` of the trace.
         """
         scores, right = torch.as_tensor(logits), torch.as_tensor(labels)
@@ -169,10 +176,10 @@ class Trace:
         if len(outside):
             i = int(outside[0])
             raise InputError(f"label {int(right[i])} of sample {i} is outside 0..{scores.shape[2] - 1}")
-        answers = scores.argmax(-1)
+        answers = every_answer(scores, recall).argmax(-1)
         posterior = scores[:, -1].double().softmax(-1)
         wrong, expected = (answers != right[:, None]).double(), 1.0 - posterior.gather(1, answers)
-        made = cls.from_answers(scores, wrong, costs, kind="classes", residuals=residuals, **where)
+        made = cls.from_answers(scores, wrong, costs, kind="classes", residuals=residuals, **where, recall=recall)
         return replace(made, posterior_losses=expected.numpy())
 
     @classmethod
@@ -253,13 +260,10 @@ class Trace:
         """One trace of the samples of several, recorded from the same source, network and exits."""
         first = traces[0]
         for other in traces[1:]:
-            same = (other.source, other.network, other.features) == (
-                first.source,
-                first.network,
-                first.features,
-            )
+            shared = ("source", "network", "features", "recall")
+            same = all(getattr(other, name) == getattr(first, name) for name in shared)
             if not same or not np.array_equal(other.costs.paid(), first.costs.paid()):
-                raise InputError("traces to concatenate must share source, network, features and costs")
+                raise InputError(f"traces to concatenate must share {', '.join(shared)} and costs")
         rows = np.concatenate([t.rows for t in traces])
         if twice := len(rows) - len(np.unique(rows)):
             raise InputError(f"{twice} samples are in more than one of the traces; each may count once")
@@ -279,7 +283,7 @@ class Trace:
         if self.posterior_losses is not None:
             tensors["posterior_losses"] = self.posterior_losses
         about = {"format": _FORMAT, "version": _VERSION, "features": self.features, "unit": self.costs.unit}
-        about |= {"source": self.source, "network": self.network}
+        about |= {"source": self.source, "network": self.network, "recall": self.recall}
         write_tensors(Path(path), {name: torch.as_tensor(value) for name, value in tensors.items()}, about)
 
     @classmethod
@@ -298,6 +302,7 @@ class Trace:
                 source=about["source"],
                 rows=tensors["rows"],
                 network=about["network"],
+                recall=about["recall"],
             )
         except KeyError as error:
             raise InputError(f"{path} lacks {error}; record it again") from None

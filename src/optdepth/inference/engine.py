@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..networks import StagedNetwork
 from ..networks.staged import residual_size, select
 from ..observe import Memory, Observer
+from ..recall import Recall
 from ..record import check_finite
 from ..stopping.rule import Rule
 
@@ -55,6 +56,7 @@ class Engine:
         self.network = network.eval()
         self.rule = rule.to(device)
         self._observer = Observer(rule.features) if rule.features else None
+        self._recall = Recall(rule.origin.recall, len(network.exits))
         self._paid = torch.as_tensor(rule.origin.costs.paid(rule.looks), device=device)
 
     @torch.inference_mode()
@@ -72,6 +74,7 @@ class Engine:
         place: Tensor | None = None  # of the survivors in the batch; None while all survive
         answers: Tensor | None = None
         memory: Memory = {}
+        past: Memory = {}
         state = network.start(inputs)
         for k, looks in enumerate(self.rule.looks[:-1]):
             before, state = state, network.advance(state, k)
@@ -81,19 +84,21 @@ class Engine:
             stops, memory = self._decide(k, before, state, logits, memory)
             leaving = torch.nonzero(stops).squeeze(1)
             if len(leaving) == 0:
+                past = self._recall.remember(k, logits, past)
                 continue
             if answers is None:
                 if len(leaving) == len(inputs):
-                    return self._answered(logits, exit.fill_(k))
+                    return self._answered(self._recall.answer(k, logits, past), exit.fill_(k))
                 answers = logits.new_empty(len(inputs), *logits.shape[1:])
             left = leaving if place is None else place[leaving]
-            answers[left], exit[left] = logits[leaving], k
+            answers[left], exit[left] = self._recall.answer(k, logits[leaving], select(past, leaving)), k
             if len(leaving) == len(stops):
                 return self._answered(answers, exit)
             staying = torch.nonzero(~stops).squeeze(1)
             place = staying if place is None else place[staying]
-            state, memory = select((state, memory), staying)
-        logits = network.answer(network.advance(state, last), last)
+            past = self._recall.remember(k, logits, past)
+            state, memory, past = select((state, memory, past), staying)
+        logits = self._recall.answer(last, network.answer(network.advance(state, last), last), past)
         if answers is None or place is None:
             return self._answered(logits, exit)
         answers[place] = logits

@@ -14,7 +14,7 @@ from ..trace import Trace
 from .posterior import expected_losses
 from .price import check_price
 from .regression import Regression, bases, shuffled
-from .rule import Rule, samples_digest
+from .rule import FixedDepth, Origin, Rule, samples_digest
 
 Array = np.ndarray
 
@@ -141,7 +141,8 @@ def dual(rule: Rule, fit: Trace, test: Trace, *, price: float, seed: int = 0) ->
 def gap(rule: Rule, fit: Trace, test: Trace, *, price: float, seed: int = 0) -> Gap:
     """How much of what stopping can gain over the best fixed depth the rule leaves; arguments and errors of `dual`."""
     hedged = _Hedged.of(rule, fit, test, price, seed)
-    alone = fit.costs.reach + fit.costs.probe + fit.costs.answer  # a fixed depth pays for no look on the way
+    origin = Origin(fit.costs, recall=fit.recall)
+    alone = np.array([fit.costs.paid(FixedDepth(origin, k).looks)[k] for k in range(fit.exits)])
     depth = int(np.argmin(fit.losses.mean(axis=0) + price * alone))
     fixed = test.losses[:, depth] + price * alone[depth] - hedged.martingale[:, depth]
     left, gained = hedged.values - hedged.bounds, fixed - hedged.bounds

@@ -61,6 +61,11 @@ def evaluate(rule: Rule, trace: Trace) -> Evaluation:
 
 def applied(rule: Rule, trace: Trace) -> Evaluation:
     """What `evaluate` reports, without asking what fitted the rule; for solvers at work on their own split."""
+    if rule.origin.recall != trace.recall:
+        raise InputError(
+            f"the rule answers by recall {rule.origin.recall or 'of nothing'}, the losses are of "
+            f"{trace.recall or 'each exit alone'}; make the trace with recall=rule.origin.recall"
+        )
     exits = rule.exits(trace)
     losses = trace.losses[np.arange(len(trace)), exits]
     costs = trace.costs.paid(rule.looks)[exits]

@@ -81,6 +81,7 @@ def keep(trace: Trace, exits: Sequence[int]) -> Trace:
     """
     if any(b <= a for a, b in pairwise(exits)) or not set(exits) <= set(range(trace.exits)):
         raise InputError(f"exits {tuple(exits)} must rise and lie in 0..{trace.exits - 1}")
+    _check_own(trace)
     kept, costs = list(exits), trace.costs
     return replace(
         trace,
@@ -110,6 +111,7 @@ def place(trace: Trace, *, price: float, most: int | None = None, seed: int = 0)
         InputError: a negative price; `most` below 1.
     """
     check_price(price)
+    _check_own(trace)
     if most is not None and most < 1:
         raise InputError(f"most is {most}; the last exit is always kept, so it is at least 1")
     trace = shuffled(trace, seed)
@@ -133,6 +135,11 @@ def place(trace: Trace, *, price: float, most: int | None = None, seed: int = 0)
         exhaustive=exhaustive,
         distance=0.0 if exhaustive else max(0.0, float(room.mean())) + 2 * _error(room),
     )
+
+
+def _check_own(trace: Trace) -> None:
+    if trace.recall:
+        raise InputError("the losses are of answers by recall, whose exits may not be kept; record the trace without")
 
 
 class _Tails:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..files import read_json, read_tensors, write_json, write_tensors
+from ..recall import Windows, checked
 from ..trace import Costs, Trace
 
 _FORMAT, _VERSION = "optdepth.rule", 2
@@ -30,17 +31,22 @@ class Origin:
         network: fingerprint of the network recorded; empty for a trace without one.
         price: loss that one unit of cost is worth; None for a rule that no price was needed for.
         fitted_on: digest of the samples that fitted the rule.
+        recall: which exits answer at each exit; see `optdepth.recall`.
     """
 
     costs: Costs
     network: str = ""
     price: float | None = None
     fitted_on: str = ""
+    recall: Windows = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "recall", checked(self.recall, len(self.costs)))
 
     @classmethod
     def of(cls, trace: Trace, price: float | None = None) -> Self:
         """The origin of a rule that this trace fits at this price."""
-        return cls(trace.costs, trace.network, price, samples_digest(trace))
+        return cls(trace.costs, trace.network, price, samples_digest(trace), trace.recall)
 
 
 class Rule(nn.Module, ABC):
@@ -143,7 +149,8 @@ class FixedDepth(Rule):
 
     @property
     def looks(self) -> tuple[bool, ...]:
-        return tuple(k == self.exit for k in range(len(self.origin.costs)))
+        first, last = self.origin.recall[self.exit] if self.origin.recall else (self.exit, self.exit)
+        return tuple(k == self.exit or first <= k <= last for k in range(len(self.origin.costs)))
 
     def stop(self, k: int, observation: Float[Tensor, "n F"]) -> Bool[Tensor, " n"]:
         return torch.full((len(observation),), k == self.exit, device=observation.device)

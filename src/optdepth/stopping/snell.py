@@ -31,8 +31,8 @@ Array = np.ndarray
 Candidate = tuple[Array, Callable[[Origin], Rule]]
 """Cross-fitted values (N,), and what builds the rule on the whole fit split."""
 _RAMPS = 8
-_FEW, _SCREENED = 5_000, 5_000
-"""Samples that rules of few parameters are fitted on; those on which the feature to threshold is chosen."""
+_FEW = 5_000
+"""Samples that rules of few parameters are fitted on."""
 
 
 def snell(
@@ -138,8 +138,8 @@ class _Solver:
     def _screened(self, values: Float[Array, "n K"]) -> tuple[int, bool]:
         """The feature, and its side, that a common threshold does best on."""
         sides = [(f, below) for f in range(len(self.features)) for below in (False, True)]
-        seen, worth = self.seen[: min(self.few, _SCREENED)], values[:_SCREENED]
-        return min(sides, key=lambda side: common_cut(seen[:, :, side[0]] * (-1 if side[1] else 1), worth)[1])
+        seen = self.seen[: self.few]
+        return min(sides, key=lambda side: common_cut(seen[:, :, side[0]] * (-1 if side[1] else 1), values)[1])
 
     def _threshold(self, start: Start, score: Array, values: Array, cuts: Float[Array, "G K-1"]) -> Candidate:
         """Thresholds on the screened feature; row 0 of the cuts is of all of the few samples."""
