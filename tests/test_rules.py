@@ -29,6 +29,14 @@ def value_of_cuts(score: np.ndarray, values: np.ndarray, cuts: np.ndarray) -> fl
     return float(values[np.arange(len(score)), stops.argmax(axis=1)].mean())
 
 
+def random_trace(seed: int, samples: int, exits: int = 4) -> Trace:
+    """Any losses, and observations that may have nothing to do with them."""
+    random = np.random.default_rng(seed)
+    losses, seen = random.random((samples, exits)), random.integers(0, 9, (samples, exits, 2))
+    costs = Costs.of(np.cumsum(random.random(exits)), random.random(exits) / 10)
+    return Trace(losses + 0.05 * seen[:, :, 0], seen, costs, ("confidence", "streak"))
+
+
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10_000), levels=st.integers(2, 12), exits=st.integers(2, 5))
 def test_common_cut_is_the_best_of_all_cuts(seed: int, levels: int, exits: int) -> None:
@@ -88,9 +96,23 @@ def test_the_solved_rule_is_no_worse_than_any_threshold_beyond_noise(splits: tup
                 assert margin.mean() <= 3 * margin.std() / np.sqrt(len(test))
 
 
-def test_value_is_concave_and_nondecreasing_in_the_price_and_its_slope_is_the_cost() -> None:
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), price=st.floats(0, 2))
+def test_on_any_trace_no_rule_beats_the_prophet(seed: int, price: float) -> None:
+    trace = random_trace(seed, samples=60)
+    for rule in (
+        confidence(trace, price=price),
+        patience(trace, price=price, per_exit=True),
+        lookahead(trace, price=price),
+    ):
+        assert applied(rule, trace).value(price) >= best - 1e-12
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_value_is_concave_and_nondecreasing_in_the_price_and_its_slope_is_the_cost(seed: int) -> None:
     """V(λ) = inf E[L + λ C]: on the class of common thresholds, tuned exactly, this holds to the last digit."""
-    trace = noisy_trace(2_000)
+    trace = random_trace(seed, samples=200)
     prices = np.linspace(0.01, 0.6, 12)
     found = [applied(confidence(trace, price=float(price)), trace) for price in prices]
     value = np.array([e.value(float(p)) for e, p in zip(found, prices, strict=True)])
@@ -100,6 +122,18 @@ def test_value_is_concave_and_nondecreasing_in_the_price_and_its_slope_is_the_co
     cost = np.array([e.cost for e in found])
     assert (cost[1:] <= slope + 1e-9).all()
     assert (slope <= cost[:-1] + 1e-9).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), new=st.integers(0, 3))
+def test_an_exit_that_costs_nothing_never_hurts_a_rule_that_may_ignore_it(seed: int, new: int) -> None:
+    """Thresholds tuned without the exit, and then with it from where they were: the value never rises."""
+    trace = random_trace(seed, samples=80, exits=5)
+    score, values = trace.observations[:, :-1, 0], trace.losses + 0.1 * Costs.of(trace.costs.reach).paid()
+    rest = [k for k in range(5) if k != new]
+    poor = exit_cuts(score[:, rest[:-1]], values[:, rest], np.full(3, np.inf, dtype=np.float32))
+    rich = exit_cuts(score, values, np.insert(poor, new, np.inf).astype(np.float32))
+    assert value_of_cuts(score, values, rich) <= value_of_cuts(score[:, rest[:-1]], values[:, rest], poor) + 1e-12
 
 
 def test_an_exit_that_costs_nothing_never_hurts() -> None:
