@@ -1,12 +1,11 @@
-"""Stopping problems from finance whose values others published, as traces: a reward is a negative loss.
+"""Stopping problems from finance whose values others published, as traces of discounted rewards; the price is 0.
 
-Every function simulates a trace of its own; seeds apart are samples apart. Waiting costs nothing but the discount,
-which is in the losses: they are payoffs discounted to time 0, so the price is 0.
+Every function simulates a trace of its own; seeds apart are samples apart.
 """
 
 import numpy as np
 
-from optdepth.trace import Costs, Trace
+from optdepth.trace import Trace
 
 PUT_VALUES = {(0.2, 1): 4.478, (0.2, 2): 4.840, (0.4, 1): 7.101, (0.4, 2): 8.508}
 """American put, Longstaff and Schwartz (2001), table 1, spot 36: (volatility, years) -> value by finite differences."""
@@ -28,12 +27,8 @@ def american_put(paths: int, *, sigma: float = 0.2, years: int = 1, seed: int) -
     motion = _growth(paths, dates, 1, seed)[:, :, 0] / np.sqrt(50)
     price = spot * np.exp((rate - sigma**2 / 2) * time + sigma * motion)
     payoff = np.maximum(strike - price, 0.0)
-    return Trace(
-        losses=-np.exp(-rate * time) * payoff,
-        observations=np.stack([price, payoff], axis=2) / strike,
-        costs=Costs.of(np.zeros(dates)),
-        features=("price", "payoff"),
-    )
+    seen = np.stack([price, payoff], axis=2) / strike
+    return Trace.from_rewards(payoff, seen, discount=np.exp(-rate * time), features=("price", "payoff"))
 
 
 def max_call(paths: int, *, seed: int) -> Trace:
@@ -46,9 +41,9 @@ def max_call(paths: int, *, seed: int) -> Trace:
     dear, cheap = price.max(axis=2), price.min(axis=2)
     payoff = np.maximum(dear - strike, 0.0)
     seen = [dear / strike, cheap / strike, payoff / strike, np.log(dear / cheap), dear * cheap / strike**2]
-    return Trace(
-        losses=-np.exp(-rate * time) * payoff,
-        observations=np.stack(seen, axis=2),
-        costs=Costs.of(np.zeros(dates)),
+    return Trace.from_rewards(
+        payoff,
+        np.stack(seen, axis=2),
+        discount=np.exp(-rate * time),
         features=("dear", "cheap", "payoff", "spread", "product"),
     )

@@ -212,6 +212,36 @@ class Trace:
         seen, features = observe(given, kind, None if residuals is None else torch.as_tensor(residuals))
         return cls(np.asarray(losses), seen.numpy(), costs, features, **where)
 
+    @classmethod
+    def from_rewards(
+        cls,
+        rewards: Float[Any, "N K"],
+        observations: Float[Any, "N K F"],
+        costs: Costs | None = None,
+        *,
+        discount: float | Sequence[float] | Float[Array, " K"] = 1.0,
+        **rest: Any,
+    ) -> Self:
+        """A trace of rewards to be made large: its losses are the rewards, discounted, with the other sign.
+
+        Args:
+            rewards: of stopping at each exit.
+            observations: what may be seen there.
+            costs: of the exits; none when not given, and then the price to solve at is 0.
+            discount: what a reward keeps of its worth from one exit to the next, in (0, 1]; or (K,) what it keeps until
+                each exit.
+            rest: `features`, `source` and `rows` of the trace.
+        """
+        gained = np.asarray(rewards, dtype=np.float64)
+        if gained.ndim != 2:
+            raise InputError(f"rewards must be (N, K); got shape {gained.shape}")
+        given = np.asarray(discount, dtype=np.float64)
+        kept = given ** np.arange(gained.shape[1]) if given.ndim == 0 else given
+        if kept.shape != gained.shape[1:] or not ((kept > 0) & (kept <= 1)).all():
+            raise InputError(f"discount {discount} must be one factor in (0, 1], or one for each of the K exits")
+        exits = costs if costs is not None else Costs.of(np.zeros(gained.shape[1]))
+        return cls(-kept * gained, np.asarray(observations), exits, **rest)
+
     def __len__(self) -> int:
         return len(self.losses)
 

@@ -28,7 +28,7 @@ RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 _COARSE, _FINE, _HINGES = 8, 64, 64
 """Ramps a feature; ramps in all, shared out among few features; hinges."""
 _CHUNK = 8_192
-"""Rows whose products are summed in single precision; the chunks' sums are added up in double."""
+"""Rows at a time where sums are taken in double precision."""
 
 
 class Function(nn.Module, ABC):
@@ -266,8 +266,8 @@ def shuffled(trace: Trace, seed: int) -> Trace:
 
 
 def _gram(columns: Float[Tensor, "n P"]) -> Float[Tensor, "P P"]:
-    """columnsᵀ columns. Chunks keep single precision's error well below the smallest penalty."""
-    return torch.stack([(rows.T @ rows).double() for rows in columns.split(_CHUNK)]).sum(dim=0)
+    """columnsᵀ columns, in double precision: columns may coincide, and the smallest penalty must part them."""
+    return torch.stack([rows.T @ rows for rows in map(Tensor.double, columns.split(_CHUNK))]).sum(dim=0)
 
 
 def _moments(columns: Float[Tensor, "n P"], target: Float[Tensor, " n"]) -> Float[Tensor, " P"]:
