@@ -24,6 +24,12 @@ def test_slopes_are_the_gradient() -> None:
     torch.testing.assert_close(_slopes(scores.detach(), values, weight), scores.grad)
 
 
+def left_out(fold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All samples, then all but each fold; and for every sample the fit without it."""
+    kept = np.vstack([np.ones(len(fold), dtype=bool), fold != np.arange(fold.max() + 1)[:, None]])
+    return kept, 1 + fold
+
+
 def start(trace: Trace, groups: int) -> Start:
     return Start(feature=0, below=False, cuts=np.full(groups, np.median(trace.observations[:, :, 0])))
 
@@ -35,10 +41,10 @@ def test_held_out_scores_do_not_see_their_samples() -> None:
     values = np.random.default_rng(0).normal(size=(300, 4))
     changed = values.copy()
     changed[fold == 1] = np.random.default_rng(1).permutation(values[fold == 1])
-    made = RandomisedFit(trace.observations[:, :-1], fold, 3, 8)
+    made = RandomisedFit(trace.observations[:, :-1], *left_out(fold), 8)
     first, second = made.fit(values, start(trace, 4)), made.fit(changed, start(trace, 4))
-    np.testing.assert_allclose(first.held_out[fold == 1], second.held_out[fold == 1], atol=1e-4)
-    assert not np.allclose(first.held_out[fold != 1], second.held_out[fold != 1], atol=1e-2)
+    np.testing.assert_allclose(first.scores[fold == 1], second.scores[fold == 1], atol=1e-4)
+    assert not np.allclose(first.scores[fold != 1], second.scores[fold != 1], atol=1e-2)
 
 
 @pytest.mark.parametrize("below", [False, True])
@@ -46,7 +52,7 @@ def test_the_descent_starts_at_the_threshold(below: bool, monkeypatch: pytest.Mo
     monkeypatch.setattr("optdepth.stopping.randomised._STEPS", 0)
     trace = noisy_trace(300, exits=4)
     cuts = np.array([0.5, 0.9, np.inf * (-1 if below else 1)])
-    found = RandomisedFit(trace.observations[:, :-1], np.arange(300) % 2, 2, 8).fit(
+    found = RandomisedFit(trace.observations[:, :-1], *left_out(np.arange(300) % 2), 8).fit(
         trace.losses, Start(feature=0, below=below, cuts=cuts)
     )
     seen = trace.observations[:, :-1, 0]
@@ -54,7 +60,7 @@ def test_the_descent_starts_at_the_threshold(below: bool, monkeypatch: pytest.Mo
         rows = np.arange(300) % 2 == f
         expected = seen[rows] <= cuts[1 + f] if below else seen[rows] >= cuts[1 + f]
         # A cut lies between two float32 numbers of the ramps: a hair's breadth may fall on either side.
-        assert (expected != (found.held_out[rows] >= 0)).mean() < 0.01
+        assert (expected != (found.scores[rows] >= 0)).mean() < 0.01
 
 
 def test_more_ways_to_stop_never_cost_more_on_the_fit_split() -> None:
@@ -62,7 +68,9 @@ def test_more_ways_to_stop_never_cost_more_on_the_fit_split() -> None:
     trace = noisy_trace(2_000, exits=6)
     for price in (0.05, 0.2):
         values = trace.losses + price * trace.costs.paid()
-        found = RandomisedFit(trace.observations[:, :-1], np.arange(2_000) % 5, 5, 8).fit(values, start(trace, 6))
+        found = RandomisedFit(trace.observations[:, :-1], *left_out(np.arange(2_000) % 5), 8).fit(
+            values, start(trace, 6)
+        )
         columns = torch.from_numpy(trace.observations)
         stops = np.stack([(gain(columns[:, k]) <= 0).numpy() for k, gain in enumerate(found.gains)], axis=1)
         reached = values[np.arange(2_000), first_stop(stops)].mean()

@@ -20,7 +20,7 @@ from .observe import FEATURES_OF, Answers, observe
 from .recall import Windows, checked, every_answer
 
 Array = np.ndarray
-_FORMAT, _VERSION = "optdepth.trace", 2
+_FORMAT, _VERSION = "optdepth.trace", 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -332,7 +332,7 @@ class Trace:
                 source=about["source"],
                 rows=tensors["rows"],
                 network=about["network"],
-                recall=about["recall"],
+                recall=about.get("recall", ()),
             )
         except KeyError as error:
             raise InputError(f"{path} lacks {error}; record it again") from None

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .regression import Function, Ramps
@@ -37,11 +37,11 @@ class Randomised:
 
     Attributes:
         gains: K - 1 functions of an exit's observation, -z_k: stop where not positive. Fitted on all samples.
-        held_out: (N, K - 1) every sample's score z by the fit without its fold.
+        scores: (N, K - 1) every sample's score z, by the fit that judges it.
     """
 
     gains: list[Function]
-    held_out: Float[np.ndarray, "N K-1"]
+    scores: Float[np.ndarray, "N K-1"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class Start:
     Attributes:
         feature: its column.
         below: whether it stops at values at most the cut.
-        cuts: (folds + 1,) for the fit on all samples, then for each fold left out; infinite where nothing stops.
+        cuts: (G,) one for each fit; infinite where nothing stops.
     """
 
     feature: int
@@ -64,25 +64,27 @@ class RandomisedFit:
 
     Args:
         observations: (N, K - 1, F) of the exits but the last; samples in random order.
-        fold: (N,) fold of each sample, 0..folds-1.
+        kept: (G, N) which samples each of the fits may see; the first fit is the one that is wanted, on all.
+        judge: (N,) which fit scores each sample.
         ramps: of the basis, between quantiles over all exits together.
     """
 
     def __init__(
-        self, observations: Float[np.ndarray, "N K-1 F"], fold: Int[np.ndarray, " N"], folds: int, ramps: int
+        self,
+        observations: Float[np.ndarray, "N K-1 F"],
+        kept: Bool[np.ndarray, "G N"],
+        judge: Int[np.ndarray, " N"],
+        ramps: int,
     ) -> None:
-        samples, exits, features = observations.shape
+        _, exits, features = observations.shape
         self.ramps = Ramps.of(observations.reshape(-1, features), ramps)
         # (K-1, P, N): with the samples last, products with the few columns of coefficients are four times faster.
         self.basis = torch.stack([self.ramps(torch.from_numpy(observations[:, k])).T for k in range(exits)])
-        self.fold, self.folds = fold, folds
-        # Row 0 weighs all samples alike; row 1 + f leaves fold f out.
-        inside = np.ones((folds + 1, samples))
-        inside[1 + fold, np.arange(samples)] = 0.0
-        self.weight = torch.from_numpy(inside / inside.sum(axis=1, keepdims=True)).float()
+        self.judge = judge
+        self.weight = torch.from_numpy(kept / kept.sum(axis=1, keepdims=True)).float()
 
     def fit(self, values: Float[np.ndarray, "N K"], start: Start) -> Randomised:
-        """The stopping time for values Y_k (N, K), on all samples and with each fold left out, in one descent.
+        """The stopping time for values Y_k (N, K), every fit in one descent.
 
         Args:
             start: for each fit a threshold to descend from, as `Start` says: from even chances the descent can end
@@ -90,7 +92,7 @@ class RandomisedFit:
         """
         exits, width, samples = self.basis.shape
         scaled = torch.from_numpy(values / (values.std() or 1.0)).float().T.contiguous()[:, None]  # (K, 1, N)
-        shared, own = self._start(start)[None], torch.zeros(exits, self.folds + 1, width)
+        shared, own = self._start(start)[None], torch.zeros(exits, len(self.weight), width)
         penalised = torch.ones(width)
         penalised[0] = 0.0
         steps = _Adam(shared), _Adam(own)
@@ -105,17 +107,16 @@ class RandomisedFit:
             steps[0].descend(shared, gradient.sum(0, keepdim=True) + 2 * _SHARED / samples * shared * penalised, rate)
             steps[1].descend(own, gradient + 2 * _OWN / samples / exits * own, rate)
         final = shared + own
-        left_out = torch.bmm(final, self.basis)[:, 1:].permute(2, 0, 1).numpy()
-        held_out = left_out[np.arange(samples), :, self.fold]
+        scores = torch.bmm(final, self.basis).permute(2, 1, 0).numpy()[np.arange(samples), self.judge]
         gains: list[Function] = [self.ramps.function(-final[k, 0].double().numpy()) for k in range(exits)]
-        return Randomised(gains, held_out)
+        return Randomised(gains, scores)
 
     def _start(self, start: Start) -> Float[Tensor, "G P"]:
         """A score that rises by one from quantile to quantile of the feature and is zero at the cut."""
         features, ramps = self.ramps.low.shape
-        weight = np.zeros((self.folds + 1, features, ramps))
+        weight = np.zeros((len(start.cuts), features, ramps))
         weight[:, start.feature] = -1.0 if start.below else 1.0
-        at = np.zeros((self.folds + 1, features))
+        at = np.zeros((len(start.cuts), features))
         finite = np.isfinite(start.cuts)
         at[:, start.feature] = np.where(finite, start.cuts, 0.0)
         rise = self.ramps(torch.from_numpy(at))[:, 1:].reshape(-1, features, ramps)

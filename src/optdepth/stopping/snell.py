@@ -69,7 +69,8 @@ def snell_family(trace: Trace, *, features: Sequence[str] | None = None, seed: i
 class _Solver:
     """One trace made ready: samples in random order, bases, Gram matrices.
 
-    Rules of few parameters are fitted on few samples, folds and all; the others judge them as samples held out.
+    Rules of few parameters are fitted on few samples. Where there are many more, those judge; where there are not, each
+    fold is judged by a fit without it.
     """
 
     def __init__(self, trace: Trace, features: tuple[str, ...], seed: int) -> None:
@@ -78,11 +79,15 @@ class _Solver:
         self.paid = trace.costs.paid()
         self.seen = self.trace.columns(features)[:, :-1]
         self.few = min(len(trace), _FEW)
+        folds = FOLDS if len(trace) < 2 * _FEW else 0
         fold = np.arange(self.few) % FOLDS
         # Row 0 keeps all of the few, row 1 + f all but those of fold f.
-        self.kept = np.vstack([np.ones(self.few, dtype=bool), fold != np.arange(FOLDS)[:, None]])
-        self.judge = np.concatenate([1 + fold, np.zeros(len(trace) - self.few, dtype=int)])
-        self.randomised = RandomisedFit(self.seen[: self.few], fold, FOLDS, _RAMPS)
+        self.kept = np.vstack([np.ones(self.few, dtype=bool), fold != np.arange(folds)[:, None]])
+        self.judge = np.zeros(len(trace), dtype=int)
+        if folds:
+            self.judge[: self.few] = 1 + fold
+        self.judged = slice(0 if folds else self.few, None)
+        self.randomised = RandomisedFit(self.seen[: self.few], self.kept, self.judge[: self.few], _RAMPS)
         exits = [self.seen[:, k] for k in range(trace.exits - 1)]
         self.regressions = [Regression(seen, bases(seen, seed)) for seen in exits]
 
@@ -108,7 +113,7 @@ class _Solver:
         ]
         best = candidates[0]
         for rival in candidates[1:]:
-            lead = best[0] - rival[0]
+            lead = (best[0] - rival[0])[self.judged]
             if lead.mean() > lead.std() / np.sqrt(len(lead)):
                 best = rival
         return best[1](Origin.of(self.trace, price))
@@ -116,11 +121,11 @@ class _Solver:
     def _randomised(self, values: Float[Array, "N K"], start: Start) -> Candidate:
         """The stopping time fitted at all exits at once, and then made deterministic."""
         found = self.randomised.fit(values[: self.few], start)
-        held_out = [found.held_out >= 0]
+        stops = [found.scores >= 0]
         if rest := len(values) - self.few:
             seen = torch.from_numpy(self.seen[-rest:])
-            held_out.append(np.stack([gain(seen[:, k]).numpy() <= 0 for k, gain in enumerate(found.gains)], axis=1))
-        return _values(values, np.concatenate(held_out)), lambda origin: GainRule(origin, self.features, found.gains)
+            stops.append(np.stack([gain(seen[:, k]).numpy() <= 0 for k, gain in enumerate(found.gains)], axis=1))
+        return _values(values, np.concatenate(stops)), lambda origin: GainRule(origin, self.features, found.gains)
 
     def _induction(self, values: Float[Array, "N K"]) -> Candidate:
         """Backward induction: at each exit regress what stopping would cost above the rule already fitted behind it.
