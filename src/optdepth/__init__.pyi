@@ -1,9 +1,12 @@
+from .continuous.flow import FlowEngine
+from .continuous.obstacle import free_boundary
+from .continuous.problem import StoppingProblem
 from .costs import flops, latency
 from .data import load_data
 from .errors import InputError
 from .inference.endless import endless
 from .inference.engine import Answer, Engine
-from .networks import StagedNetwork, load_network, looped, resnet, unrolled
+from .networks import StagedNetwork, load_network, looped, neural_ode, resnet, unrolled
 from .recall import best_recall
 from .record import record
 from .stopping.baselines import confidence, entropy, patience
@@ -28,9 +31,11 @@ __all__ = [
     "Engine",
     "Evaluation",
     "FixedDepth",
+    "FlowEngine",
     "InputError",
     "Rule",
     "StagedNetwork",
+    "StoppingProblem",
     "Trace",
     "best_recall",
     "certified",
@@ -40,12 +45,14 @@ __all__ = [
     "evaluate",
     "finite_depth",
     "flops",
+    "free_boundary",
     "gap",
     "latency",
     "load_data",
     "load_network",
     "lookahead",
     "looped",
+    "neural_ode",
     "patience",
     "place",
     "prophet",

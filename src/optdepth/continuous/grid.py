@@ -78,8 +78,7 @@ class Grid:
     def holds(self, points: Float[Array, "n d"]) -> Bool[Array, " n"]:
         """Whether each point is in the box."""
         low, high = np.array([axis[0] for axis in self.axes]), np.array([axis[-1] for axis in self.axes])
-        inside: Bool[Array, " n"] = ((points >= low) & (points <= high)).all(axis=1)
-        return inside
+        return np.asarray(((points >= low) & (points <= high)).all(axis=1))
 
     def generator(self, at: Coefficients) -> sp.csr_array:
         """L with (L V)(x) ≈ f·∇V + ½ tr(σσᵀ ∇²V), (n, n).

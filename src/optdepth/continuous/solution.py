@@ -101,7 +101,8 @@ class Solution:
         level = self.level[self._nearest(time)]
         if len(self.grid.axes) == 1:
             return tuple(np.array([[place]]) for place in _crossings(self.grid.axes[0], level))
-        return _zero_lines(*self.grid.axes, level)
+        x, y = self.grid.axes
+        return _zero_lines(x, y, level)
 
     def curve(self) -> tuple[Float[Array, "m 2"], ...]:
         """In one dimension with a finite horizon: the free boundary as curves of (time, place)."""

@@ -2,6 +2,7 @@
 
 from .heads import PooledLinear
 from .looped import looped, unrolled
+from .ode import neural_ode
 from .resnet import resnet
 from .staged import (
     Exit,
@@ -19,6 +20,7 @@ __all__ = [
     "hidden",
     "load_network",
     "looped",
+    "neural_ode",
     "residual_size",
     "resnet",
     "select",
