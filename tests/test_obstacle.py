@@ -212,7 +212,7 @@ def test_ornstein_uhlenbeck_without_end_agrees_with_the_stationary_solver() -> N
     np.testing.assert_allclose(free.at(x), found.at(x), atol=0.01)
 
 
-@pytest.mark.parametrize("name", list(EXAMPLES))
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_simulated_paths_that_stop_at_the_boundary_cost_the_value(name: str) -> None:
     known = example(name)
     found = free_boundary(known.problem, box=known.box, nodes=known.nodes)
@@ -261,6 +261,7 @@ def test_a_solver_that_did_not_converge_has_no_value() -> None:
         sample_paths(march, [3.6], samples=2, seed=0)
 
 
+GRID = {"box": [(-1.0, 1.0)], "nodes": 9}
 BAD: dict[str, tuple[Callable[[], object], str]] = {
     "start": (
         lambda: free_boundary(deterministic_flow().problem, box=[(-3, 3)], nodes=51).at([[5.0]]),
@@ -300,6 +301,9 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
     "dates": (lambda: StoppingProblem(lambda t, x: x[:, 0], horizon=1.0, dates=[0.5, 2.0]), "not within"),
     "no end": (lambda: sample_paths(_solved(), [1.0], samples=2, seed=0), "until is inf; give a finite time"),
     "time": (lambda: free_boundary(american_put().problem, box=[(2, 5)], nodes=21, steps=4).at([[3.0]], 7.0), "time 7"),
+    "negative price": (lambda: example("deterministic-flow", -1.0), "price is -1; it must be >= 0"),
+    "price of a put": (lambda: example("american-put", 0.1), "american-put has no price to set"),
+    "infinite price": (lambda: free_boundary(example("ornstein-uhlenbeck", math.inf).problem, **GRID), "price is inf"),
     "name": (lambda: example("chess"), "no problem 'chess'; choose from deterministic-flow"),
 }
 

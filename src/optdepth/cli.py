@@ -1,4 +1,4 @@
-"""The command line: `optdepth demo | train | record | solve | evaluate | report`."""
+"""The command line: `optdepth demo | train | record | solve | evaluate | report | continuous`."""
 
 from __future__ import annotations
 
@@ -225,6 +225,48 @@ def report(
     _show(as_json, {"report": str(path)}, f"open {path}")
 
 
+@app.command()
+def continuous(
+    problem: Annotated[
+        str,
+        typer.Argument(
+            help="`deterministic-flow`, `flow-in-the-plane`, `ornstein-uhlenbeck`, `perpetual-put`, `american-put`; "
+            "`digits`: a neural ODE trained here; or `all`."
+        ),
+    ] = "all",
+    out: Annotated[Path, typer.Option(help="Folder for the pictures, and for the trained flow.")] = Path(
+        "runs/continuous"
+    ),
+    price: Annotated[
+        float | None,
+        typer.Option(help="Loss that a unit of time is worth, or one full run of the flow; the problem's own if left."),
+    ] = None,
+    start: Annotated[
+        str, typer.Option(help="State that paths start from, such as 2.5 or, in the plane, 2.5,1.5.")
+    ] = "",
+    nodes: Annotated[int | None, typer.Option(help="Nodes of the grid along each axis.")] = None,
+    epochs: Epochs = 20,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Depth in continuous time: draws value, free boundary and sample paths; a minute for all.
+
+    Built-in stopping problems are solved on a grid; `digits` trains a neural ODE, solves its boundary, and stops every
+    test image where its own path meets it.
+    """
+    from .flows import draw_continuous
+
+    begin = _numbers("--start", start) or None
+    results = draw_continuous(
+        problem, out, price=price, start=begin, nodes=nodes, epochs=epochs, seed=seed, progress=not as_json
+    )
+    if as_json:
+        sys.stdout.write(json.dumps(results) + "\n")
+        return
+    for result in results:
+        _out.print(f"{result['problem']}: {result['said']}; see {result['picture']}", highlight=False, soft_wrap=True)
+
+
 def main() -> None:
     """The entry point: bad input is one line on stderr and exit status 2."""
     if not sys.stderr.isatty():  # read by `datasets` when it is imported
@@ -248,6 +290,13 @@ def _sizes(text: str) -> list[int]:
         return [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise InputError(f"--clock {text!r} is not a list of batch sizes such as 1,32,256") from None
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise InputError(f"{option} {text!r} is not a number, or numbers separated by commas") from None
 
 
 def _command() -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -85,5 +83,3 @@ def field_of_scores(
         share = (time - exits[k]) / (exits[k + 1] - exits[k])
         rows.append(boundary.on(k, share.expand(len(values)), values[:, None].float()))
     return torch.stack(rows)
-
-

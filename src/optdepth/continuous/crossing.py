@@ -5,10 +5,10 @@ have met the boundary inside it; the moment is found between the two grid times 
 through SciPy) on the cubic Hermite path through both states and slopes, and those samples leave the batch. In
 `torchdiffeq.odeint_event` the first event of any sample ends the integration of all.
 
-The crossing time τ solves s(τ, x(τ)) = 0, so by the implicit function theorem dτ = -ds / (ds/dt) with ds at fixed τ: that
-is the gradient that `time` carries, and through x(τ) the state's. A sample that stops at a grid time from the outset, or
-by the end of time alone, has a time that does not move. Where a path only grazes the boundary the gradient does not exist,
-and grows without bound on the way there.
+The crossing time τ solves s(τ, x(τ)) = 0, so by the implicit function theorem dτ = -ds / (ds/dt) with ds at fixed τ:
+that is the gradient that `time` carries, and through x(τ) the state's. A sample that stops at the first time, or only
+because time ends, has a time that does not move. Where a path only grazes the boundary the gradient does not exist, and
+it grows without bound on the way there.
 """
 
 from __future__ import annotations

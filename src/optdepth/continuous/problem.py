@@ -110,6 +110,8 @@ def evaluated(problem: StoppingProblem, time: float, x: Float[Array, "n d"]) -> 
 
 def _called(name: str, given: Coefficient, time: float, x: Array, *shapes: tuple[int, ...]) -> Array:
     if isinstance(given, int | float):
+        if not np.isfinite(given):
+            raise InputError(f"{name} is {given}; it must be finite")
         return np.full(shapes[0], float(given))
     value = np.asarray(given(time, x), dtype=np.float64)
     fits = (

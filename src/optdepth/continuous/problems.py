@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float
@@ -47,6 +48,8 @@ class Example:
 
 def deterministic_flow(price: float = 0.25, *, rate: float = 1.0, dimensions: int = 1) -> Example:
     """dx = -a x dt, g = |x|² / 2, price c: stop within |x| <= sqrt(c / a), reached after ln(|x| / x*) / a."""
+    if not price >= 0:
+        raise InputError(f"price is {price:g}; it must be >= 0")
     edge = math.sqrt(price / rate)
 
     def value(x: Float[Array, "n d"]) -> Float[Array, " n"]:
@@ -109,17 +112,25 @@ def _put(sigma: float, horizon: float, dates: Array | None = None) -> StoppingPr
     )
 
 
-EXAMPLES: dict[str, Callable[[], Example]] = {
+_PRICED: dict[str, Callable[..., Example]] = {
     "deterministic-flow": deterministic_flow,
-    "flow-in-the-plane": lambda: deterministic_flow(dimensions=2),
-    "perpetual-put": perpetual_put,
-    "american-put": american_put,
+    "flow-in-the-plane": partial(deterministic_flow, dimensions=2),
     "ornstein-uhlenbeck": ornstein_uhlenbeck,
 }
+_FREE: dict[str, Callable[[], Example]] = {"perpetual-put": perpetual_put, "american-put": american_put}
+EXAMPLES = (*_PRICED, *_FREE)
 
 
-def example(name: str) -> Example:
-    """A built-in problem by name."""
-    if name not in EXAMPLES:
+def example(name: str, price: float | None = None) -> Example:
+    """A built-in problem by name.
+
+    Args:
+        price: of a unit of waiting, where the problem has one; its own if not given.
+    """
+    if name in _PRICED:
+        return _PRICED[name]() if price is None else _PRICED[name](price)
+    if name not in _FREE:
         raise InputError(f"no problem {name!r}; choose from {', '.join(EXAMPLES)}")
-    return EXAMPLES[name]()
+    if price is not None:
+        raise InputError(f"{name} has no price to set: waiting costs its discount alone")
+    return _FREE[name]()

@@ -1,8 +1,8 @@
 """Neural ODE: x' = f(t, x), answered by one head at any time; a residual network whose steps may be as small as wanted.
 
-As a staged network its exits are times at equal distances, and the stage between two of them is one step of a Runge and
-Kutta method from `torchdiffeq`: with "euler" it is the residual block x + h f(t, x). Steps are fixed because an adaptive
-step is chosen for a whole batch, and then the answer for a sample would depend on who else is in it.
+As a staged network its exits are times at equal distances, and the stage between two of them is one step of a Runge
+and Kutta method from `torchdiffeq`: with "euler" it is the residual block x + h f(t, x). Steps are fixed because an
+adaptive step is chosen for a whole batch, and then the answer for a sample would depend on who else is in it.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def flow_network(
     """
     if method not in get_args(Method):
         raise InputError(
-            f"method {method!r}: choose from {', '.join(get_args(Method))}; the steps of adaptive methods depend on the "
-            "whole batch, so an answer would depend on who else is in it"
+            f"method {method!r}: choose from {', '.join(get_args(Method))}; the steps of adaptive methods depend on "
+            "the whole batch, so an answer would depend on who else is in it"
         )
     _torchdiffeq()
     ends = [horizon * k / intervals for k in range(intervals + 1)]
