@@ -58,8 +58,8 @@ def main() -> None:
         "command": " ".join(["python", *sys.argv]),
         "price": given.price,
         "seed": given.seed,
-        "commit": _output("git", "rev-parse", "--short", "HEAD"),
-        "machine": f"{_processor()}, {torch.get_num_threads()} threads",
+        "commit": output("git", "rev-parse", "--short", "HEAD"),
+        "machine": f"{processor()}, {torch.get_num_threads()} threads",
         "versions": {"python": platform.python_version(), **versions()},
         "without exits": _accuracy(plain),
         "sweep": _sweep(exits),
@@ -161,11 +161,11 @@ def _row(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _output(*command: str) -> str:
+def output(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def _processor() -> str:
+def processor() -> str:
     names = [
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]

@@ -130,7 +130,7 @@ def test_the_closed_form_gradient_of_the_stopping_time() -> None:
     score = lambda k, share, state: field.rate * state.square().sum(1) - PRICE  # noqa: E731
     found = crossed(pieces(field, 64), start, score)
     by_rate, by_start = torch.autograd.grad(found.time.sum(), (field.rate, start))
-    assert float(by_rate) == pytest.approx(-float(found.time) / RATE + 1 / (2 * RATE**2), abs=1e-5)
+    assert float(by_rate) == pytest.approx(-found.time.item() / RATE + 1 / (2 * RATE**2), abs=1e-5)
     assert float(by_start) == pytest.approx(1 / (RATE * 2.0), abs=1e-6)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import InputError
@@ -44,23 +44,31 @@ class Boundary:
         self.rule, self.last = rule, len(rule.origin.costs) - 2
         self.observer = Observer(rule.features)
 
-    def __call__(self, k: int, share: Float[Tensor, " n"], logits: Float[Tensor, "n C"]) -> Float[Tensor, " n"]:
-        """The score at a share of the interval between exits k and k + 1; the rule stops where it is not positive."""
+    def __call__(
+        self, k: Int[Tensor, " n"], share: Float[Tensor, " n"], logits: Float[Tensor, "n C"]
+    ) -> Float[Tensor, " n"]:
+        """The score at a share of each sample's interval, from exit k to k + 1; it stops where that is not positive."""
         return self.on(k, share, self.observer(logits, {})[0])
 
-    def on(self, k: int, share: Float[Tensor, " n"], observation: Float[Tensor, "n F"]) -> Float[Tensor, " n"]:
+    def on(
+        self, k: Int[Tensor, " n"], share: Float[Tensor, " n"], observation: Float[Tensor, "n F"]
+    ) -> Float[Tensor, " n"]:
         """The same, given the features."""
-        here = self._at(min(k, self.last), observation)
-        there = self._at(min(k + 1, self.last), observation)
+        here = self._at(k.clamp(max=self.last), observation)
+        there = self._at((k + 1).clamp(max=self.last), observation)
         return here + share.to(here.dtype) * (there - here)
 
-    def _at(self, k: int, observation: Tensor) -> Tensor:
+    def _at(self, k: Int[Tensor, " n"], observation: Tensor) -> Tensor:
+        """The rule's score at exit k of each sample."""
         rule = self.rule
-        if isinstance(rule, GainRule):
-            gain: Tensor = rule.gains[k](observation)
-            return gain
         if isinstance(rule, Stationary):
             return rule.gain(observation)
+        if isinstance(rule, GainRule):
+            gain = observation.new_empty(len(observation))
+            for exit in k.unique().tolist():
+                rows = torch.nonzero(k == exit).squeeze(1)
+                gain[rows] = rule.gains[exit](observation[rows])
+            return gain
         assert isinstance(rule, Threshold)
         room = rule.thresholds[k] - observation[:, 0]
         return torch.clamp(-room if rule.below else room, -_NEVER, _NEVER)
@@ -79,7 +87,7 @@ def field_of_scores(
         raise InputError(f"the rule reads {', '.join(boundary.rule.features)}; a plane shows one feature")
     rows = []
     for time in times:
-        k = int(torch.searchsorted(exits, time, right=True).clamp(1, len(exits) - 1)) - 1
+        k = torch.searchsorted(exits, time, right=True).clamp(1, len(exits) - 1) - 1
         share = (time - exits[k]) / (exits[k + 1] - exits[k])
-        rows.append(boundary.on(k, share.expand(len(values)), values[:, None].float()))
+        rows.append(boundary.on(k.expand(len(values)), share.expand(len(values)), values[:, None].float()))
     return torch.stack(rows)

@@ -14,8 +14,10 @@ it grows without bound on the way there.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Self
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.optimize import elementwise
@@ -23,9 +25,9 @@ from torch import Tensor
 
 from ..networks.ode import Interval
 
-Score = Callable[[int, Float[Tensor, " n"], Float[Tensor, "n ..."]], Float[Tensor, " n"]]
-"""score(k, share, states): of going on, at the given share of interval k; a path stops where it is no longer positive.
-Continuous in share and states."""
+Score = Callable[[Int[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, "n ..."]], Float[Tensor, " n"]]
+"""score(k, share, states): of going on, for each sample at a share of its interval k; a path stops where it is no
+longer positive. Continuous in share and states."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,90 +58,113 @@ def crossed(pieces: Sequence[Interval], start: Float[Tensor, "n ..."], score: Sc
     """
     left = _Left(start)
     state, place = start, torch.arange(len(start), device=start.device)
-    going = score(0, state.new_zeros(len(state)), state) > 0
-    left.put(place[~going], state[~going], state.new_full((int((~going).sum()),), pieces[0].begin), -1, 0)
+    going = score(torch.zeros_like(place), state.new_zeros(len(state)), state) > 0
+    left.put(place[~going], state[~going], pieces[0].begin, -1, 0)
     state, place = state[going], place[going]
-    spent = 0
+    spent, paths = 0, []
     for k, piece in enumerate(pieces):
         if len(place) == 0:
             break
         after = piece(state)
         spent += piece.evaluations
-        meets = score(k, after.new_ones(len(after)), after) <= 0
+        meets = score(torch.full_like(place, k), after.new_ones(len(after)), after) <= 0
         if meets.any():
-            path = _Path(piece, state[meets], after[meets])
-            share = _meeting(path, score, k)
-            time = piece.begin + share * (piece.end - piece.begin)
-            left.put(place[meets], path(share), time, k, spent + 2)
+            paths.append(_Path.over(piece, k, place[meets], state[meets], after[meets]))
+            left.spend(place[meets], spent + 2)
             after, place = after[~meets], place[~meets]
         state = after
-    left.put(place, state, state.new_full((len(place),), pieces[-1].end), len(pieces), spent)
+    left.put(place, state, pieces[-1].end, len(pieces), spent)
+    if paths:  # all at once: a search in each interval would take as many times as long
+        path = _Path.joined(paths)
+        share = _meeting(path, score)
+        left.meet(path.place, path(share), path.begin + share * path.length, path.interval)
     return left.gathered()
 
 
+@dataclass(frozen=True, eq=False)
 class _Path:
-    """The cubic Hermite path over one interval, through both states and slopes; of fourth order in its length."""
+    """Cubic Hermite paths, each over one interval, through both states and slopes; of fourth order in its length."""
 
-    def __init__(self, piece: Interval, before: Tensor, after: Tensor) -> None:
-        length = piece.end - piece.begin
-        self.before, self.after = before, after
-        self.leaves, self.arrives = (
-            length * piece.slope(state, time) for state, time in ((before, piece.begin), (after, piece.end))
-        )
+    place: Int[Tensor, " n"]
+    interval: Int[Tensor, " n"]
+    begin: Float[Tensor, " n"]
+    length: Float[Tensor, " n"]
+    before: Float[Tensor, "n ..."]
+    drift: Float[Tensor, "n ..."]
+    leaves: Float[Tensor, "n ..."]
+    arrives: Float[Tensor, "n ..."]
+
+    @classmethod
+    def over(cls, piece: Interval, k: int, place: Tensor, before: Tensor, after: Tensor) -> Self:
+        length, drift, each = piece.end - piece.begin, after - before, before.new_ones(len(before))
+        bends = (length * piece.slope(at, time) - drift for at, time in ((before, piece.begin), (after, piece.end)))
+        return cls(place, torch.full_like(place, k), piece.begin * each, length * each, before, drift, *bends)
+
+    @classmethod
+    def joined(cls, paths: Sequence[_Path]) -> Self:
+        return cls(*(torch.cat([getattr(path, name.name) for path in paths]) for name in fields(cls)))
 
     def __call__(self, share: Float[Tensor, " n"], rows: Tensor | slice = slice(None)) -> Float[Tensor, "n ..."]:
         """States at the share of the interval given for each of some rows."""
         s = share.reshape(-1, *[1] * (self.before.dim() - 1))
-        drift = self.after[rows] - self.before[rows]
-        bend = (1 - s) * (self.leaves[rows] - drift) - s * (self.arrives[rows] - drift)
-        return self.before[rows] + s * drift + s * (1 - s) * bend
+        bend = (1 - s) * self.leaves[rows] - s * self.arrives[rows]
+        return self.before[rows] + s * (self.drift[rows] + (1 - s) * bend)
 
 
-def _meeting(path: _Path, score: Score, k: int) -> Float[Tensor, " n"]:
-    """The share of the interval at which each path meets the boundary, with its gradient."""
-    found = _root(path, score, k)
+def _meeting(path: _Path, score: Score) -> Float[Tensor, " n"]:
+    """The share of its interval at which each path meets the boundary, with its gradient."""
+    found = _root(path, score)
     if not torch.is_grad_enabled():
         return found
     share = found.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(score(k, share, path(share)).sum(), share)
-    at = score(k, found, path(found))
+    (slope,) = torch.autograd.grad(score(path.interval, share, path(share)).sum(), share)
+    at = score(path.interval, found, path(found))
     return found - (at - at.detach()) / slope
 
 
 @torch.no_grad()
-def _root(path: _Path, score: Score, k: int) -> Float[Tensor, " n"]:
+def _root(path: _Path, score: Score) -> Float[Tensor, " n"]:
     like = path.before
 
-    def at(share: object, row: object) -> object:
+    def at(share: np.ndarray, row: np.ndarray) -> np.ndarray:
         rows = torch.as_tensor(row, device=like.device)
         shares = torch.as_tensor(share, device=like.device).to(like.dtype)
-        return score(k, shares, path(shares, rows)).double().cpu().numpy()
+        return score(path.interval[rows], shares, path(shares, rows)).double().cpu().numpy()
 
-    rows = torch.arange(len(like)).numpy()
-    found = elementwise.find_root(at, (0.0, 1.0), args=(rows,), tolerances={"xatol": torch.finfo(like.dtype).eps})
-    return torch.as_tensor(found.x, device=like.device).to(like.dtype).clamp(0.0, 1.0)
+    tolerance = torch.finfo(like.dtype).eps ** 0.75  # closer, and rounding in the score would have the last word
+    rows = np.arange(len(like))
+    found = elementwise.find_root(at, (0.0, 1.0), args=(rows,), tolerances={"xatol": tolerance, "xrtol": 0.0})
+    # A score of zero but for rounding may change its sign from one batch to the next: then the end is the place.
+    ends = np.where(found.f_bracket[0] <= 0, 0.0, 1.0)
+    return torch.as_tensor(np.where(found.success, found.x, ends), device=like.device).to(like.dtype)
 
 
 class _Left:
     """The samples that have stopped, in the order in which they did."""
 
     def __init__(self, start: Tensor) -> None:
-        self.device = start.device
         self.places: list[Tensor] = []
         self.states: list[Tensor] = []
         self.times: list[Tensor] = []
         self.intervals: list[Tensor] = []
-        self.evaluations: list[Tensor] = []
+        self.evaluations = torch.zeros(len(start), dtype=torch.int64, device=start.device)
 
-    def put(self, place: Tensor, state: Tensor, time: Tensor, interval: int, evaluations: int) -> None:
+    def put(self, place: Tensor, state: Tensor, time: float, interval: int, evaluations: int) -> None:
+        """Samples that stop at a grid time."""
+        self.spend(place, evaluations)
+        self.meet(place, state, state.new_full((len(place),), time), torch.full_like(place, interval))
+
+    def spend(self, place: Tensor, evaluations: int) -> None:
+        self.evaluations[place] = evaluations
+
+    def meet(self, place: Tensor, state: Tensor, time: Tensor, interval: Tensor) -> None:
         self.places.append(place)
         self.states.append(state)
         self.times.append(time)
-        self.intervals.append(torch.full_like(place, interval))
-        self.evaluations.append(torch.full_like(place, evaluations))
+        self.intervals.append(interval)
 
     def gathered(self) -> Crossed:
         """All of them in the order of the batch."""
         order = torch.cat(self.places).argsort()
-        parts = (self.states, self.times, self.intervals, self.evaluations)
-        return Crossed(*(torch.cat(part)[order] for part in parts))
+        state, time, interval = (torch.cat(part)[order] for part in (self.states, self.times, self.intervals))
+        return Crossed(state, time, interval, self.evaluations)

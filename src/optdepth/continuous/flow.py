@@ -90,5 +90,5 @@ class FlowEngine:
     def _answer(self, state: Tensor) -> Tensor:
         return self.network.answer(state, len(self.pieces))
 
-    def _score(self, k: int, share: Float[Tensor, " n"], state: Tensor) -> Float[Tensor, " n"]:
+    def _score(self, k: Int[Tensor, " n"], share: Float[Tensor, " n"], state: Tensor) -> Float[Tensor, " n"]:
         return self.boundary(k, share, self._answer(state))
