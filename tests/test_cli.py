@@ -117,7 +117,7 @@ def test_interrupted_training_says_how_to_go_on_and_goes_on(
 
 
 def test_help_teaches_every_command(cli: Cli) -> None:
-    for command in ([], ["demo"], ["train"], ["record"], ["solve"], ["evaluate"], ["report"]):
+    for command in ([], ["demo"], ["train"], ["record"], ["solve"], ["evaluate"], ["report"], ["continuous"]):
         status, out, _ = cli(*command, "--help")
         assert status == 0
         assert "Usage" in out
@@ -148,6 +148,13 @@ def test_a_network_trained_further_refuses_its_old_rules(cli: Cli, run: Path, tm
         (["train", "--out", "NEW", "--loss", "none"], ["none", "light-supervision"]),
         (["train", "--out", "NEW", "--exits", "stage9.block1"], ["stage9.block1", "stage1.block1"]),
         (["train", "--out", "NEW", "--loss", "stopping-cost", "--price", "-2"], ["price -2"]),
+        (["continuous", "chess", "--out", "NEW"], ["no problem 'chess'", "digits or all"]),
+        (["continuous", "deterministic-flow", "--start", "9", "--out", "NEW"], ["does not hold", "larger box"]),
+        (["continuous", "deterministic-flow", "--price", "0", "--out", "NEW"], ["price is 0", "may never end"]),
+        (["continuous", "flow-in-the-plane", "--start", "1", "--out", "NEW"], ["give 2, a coordinate for each axis"]),
+        (["continuous", "american-put", "--price", "1", "--out", "NEW"], ["no price to set"]),
+        (["continuous", "digits", "--start", "1", "--out", "NEW"], ["--start is for one of"]),
+        (["continuous", "digits", "--price", "-1", "--out", "NEW"], ["price is -1"]),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(

@@ -271,6 +271,11 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
         lambda: sample_paths(_solved(), [4.0], samples=2, seed=0, until=1.0),
         "does not hold",
     ),
+    "points of another dimension": (lambda: _solved().at([[1.0, 2.0]]), r"points of shape \(1, 2\); give \(m, 1\)"),
+    "start of another dimension": (
+        lambda: sample_paths(_solved(), [1.0, 2.0], samples=2, seed=0, until=1.0),
+        r"start \[1\.0, 2\.0\]: give 1, a coordinate for each axis",
+    ),
     "free waiting": (
         lambda: free_boundary(deterministic_flow(price=0.0).problem, box=[(-3, 3)], nodes=51),
         "price is 0 and discount 0 .* infinite: where waiting costs nothing it may never end",

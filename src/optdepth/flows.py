@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import torch
 from matplotlib.figure import Figure
 
@@ -88,8 +90,8 @@ def solve_example(
     known = example(name, price)
     solution = free_boundary(known.problem, box=known.box, nodes=known.nodes if nodes is None else nodes)
     begin = known.start if start is None else start
-    value = solution.at([begin])[0]
     paths = sample_paths(solution, begin, samples=1000, seed=seed, steps=500, until=known.until)
+    value = solution.at([begin])[0]
     picture = out / f"{name}.svg"
     save_figure(solution.plot(paths, state=known.state), picture)
     edges = [point for curve in solution.boundary() for point in curve[:: max(1, len(curve) // 8)].tolist()]
@@ -113,6 +115,8 @@ def study_flow(
 
     An interrupted training in `out` goes on; a finished one is used as it is.
     """
+    if not (math.isfinite(price) and price >= 0):
+        raise InputError(f"price is {price:g}; it is loss per full run of the flow: finite and >= 0")
     data = load_data("digits", seed=seed)
     network = trained_flow(data, out, epochs=epochs, seed=seed, progress=progress)
     fit, test = traces(network, data)
@@ -141,6 +145,7 @@ def traces(network: StagedNetwork, data: Data) -> tuple[Trace, Trace]:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a picture, the same bytes for the same picture."""
+    """Writes an SVG, the same bytes for the same picture."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    with matplotlib.rc_context({"svg.hashsalt": "optdepth"}):  # names in the file, which are random otherwise
+        figure.savefig(path, metadata={"Date": None})

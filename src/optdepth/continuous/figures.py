@@ -25,7 +25,6 @@ STYLE: dict[str, Any] = {
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "legend.fontsize": 8,
-    "svg.hashsalt": "optdepth",
 }
 _SHOWN = 12
 """Paths drawn; more hide each other."""

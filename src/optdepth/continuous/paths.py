@@ -58,13 +58,18 @@ def sample_paths(
     end = problem.horizon if until is None else until
     if not (0 < end < np.inf and end <= problem.horizon):
         raise InputError(f"until is {end:g}; give a finite time > 0, at most the horizon {problem.horizon:g}")
+    begin = np.asarray(start, dtype=np.float64)
+    if begin.shape != (len(solution.grid.axes),):
+        raise InputError(
+            f"start {begin.tolist()}: give {len(solution.grid.axes)}, a coordinate for each axis of the box"
+        )
     if samples < 1 or steps < 1:
         raise InputError(f"samples {samples}, steps {steps}: at least 1 each")
     dates = [] if problem.dates is None else [date for date in problem.dates if date <= end]
     times = np.unique(np.concatenate([np.linspace(0.0, end, steps + 1), dates]))
     allowed = np.full(len(times), True) if problem.dates is None else np.isin(times, dates)
     random = np.random.default_rng(seed)
-    walk = _Walk(solution, np.repeat(solution.grid_points(start), samples, axis=0))
+    walk = _Walk(solution, np.repeat(solution.grid_points(begin[None]), samples, axis=0))
     states = [walk.state]
     for k, time in enumerate(times):
         if allowed[k] or time == problem.horizon:

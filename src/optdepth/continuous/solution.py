@@ -75,7 +75,11 @@ class Solution:
 
     def grid_points(self, points: ArrayLike) -> Float[Array, "m d"]:
         """Points as (m, d), all of which the grid holds."""
-        places = np.asarray(points, dtype=np.float64).reshape(-1, len(self.grid.axes))
+        places = np.asarray(points, dtype=np.float64)
+        if places.ndim == 1 and len(self.grid.axes) == 1:
+            places = places[:, None]
+        if places.ndim != 2 or places.shape[1] != len(self.grid.axes):
+            raise InputError(f"points of shape {places.shape}; give (m, {len(self.grid.axes)}), a coordinate an axis")
         outside = np.flatnonzero(~self.grid.holds(places))
         if len(outside):
             sides = " x ".join(f"[{axis[0]:g}, {axis[-1]:g}]" for axis in self.grid.axes)
