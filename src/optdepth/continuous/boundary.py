@@ -62,9 +62,11 @@ class Boundary:
         """The rule's score at exit k of each sample."""
         rule = self.rule
         if isinstance(rule, Stationary):
-            return rule.gain(observation)
+            gained: Tensor = rule.gain(observation)
+            # At its limit the rule stops whatever it sees: so little below zero that the path does so at that exit.
+            return torch.where(k + 1 < rule.limit, gained, -gained.abs().clamp(max=1.0) / _NEVER)
         if isinstance(rule, GainRule):
-            gain = observation.new_empty(len(observation))
+            gain = observation.new_empty(len(observation))  # exit by exit, each has a function of its own
             for exit in k.unique().tolist():
                 rows = torch.nonzero(k == exit).squeeze(1)
                 gain[rows] = rule.gains[exit](observation[rows])

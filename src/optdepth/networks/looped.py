@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .again import Again
 from .staged import FAMILIES, Exit, StagedNetwork
 
 LoopedState = tuple[Tensor, Tensor]
@@ -82,8 +83,8 @@ def _unroll(
     """The last stage and the last head own the weights: those two are never dropped."""
     return StagedNetwork(
         stem,
-        [*[_Again(block)] * (steps - 1), block],
-        [*[_Again(head)] * (steps - 1), head],
+        [*[Again(block)] * (steps - 1), block],
+        [*[Again(head)] * (steps - 1), head],
         [Exit(f"step{k}", k) for k in range(1, steps + 1)],
         None if config is None else {**config, "steps": steps, "exits": "all"},
     )
@@ -99,7 +100,7 @@ class LoopedStem(nn.Module):
     def __init__(self, channels: int, width: int, block: LoopedBlock, ahead: int) -> None:
         super().__init__()
         self.encode = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), nn.GroupNorm(1, width))
-        self.block, self.ahead = _Again(block), ahead
+        self.block, self.ahead = Again(block), ahead
 
     def forward(self, inputs: Float[Tensor, "n channels h w"]) -> LoopedState:
         code = self.encode(inputs)
@@ -147,18 +148,6 @@ class LoopedHead(nn.Module):
     def forward(self, state: LoopedState) -> Float[Tensor, "n classes"]:
         logits: Tensor = self.linear(state[0].mean((2, 3)))
         return logits
-
-
-@final
-class _Again(nn.Module):
-    """Runs a module that another part of the network owns: its weights are listed, moved and saved once."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self._owned_elsewhere = (module,)  # a tuple: torch registers modules that are attributes themselves
-
-    def forward(self, x: object) -> object:
-        return self._owned_elsewhere[0](x)
 
 
 FAMILIES["looped"] = looped

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .again import Again
 from .staged import FAMILIES, Exit, StagedNetwork
 
 Method = Literal["euler", "midpoint", "rk4"]
@@ -89,12 +90,12 @@ def flow_network(
         )
     _torchdiffeq()
     ends = [horizon * k / intervals for k in range(intervals + 1)]
-    fields = [*[_Elsewhere(field)] * (intervals - 1), field]
+    fields = [*[Again(field)] * (intervals - 1), field]
     spans = zip(fields, ends[:-1], ends[1:], strict=True)
     return StagedNetwork(
         stem,
         [nn.Identity(), *(Interval(*span, method) for span in spans)],
-        [*[_Elsewhere(head)] * intervals, head],
+        [*[Again(head)] * intervals, head],
         [Exit(f"t={end:.6g}", k) for k, end in enumerate(ends, 1)],
         None if config is None else {**config, "horizon": horizon, "intervals": intervals, "method": method},
     )
@@ -171,22 +172,9 @@ class ConvField(nn.Module):
         return slope
 
 
-@final
-class _Elsewhere(nn.Module):
-    """Calls a module that another part of the network owns: its weights are listed, moved and saved once."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.owned_elsewhere = (module,)  # a tuple: torch registers modules that are attributes themselves
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        result: Tensor = self.owned_elsewhere[0](*inputs)
-        return result
-
-
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module itself where it is called from elsewhere."""
-    return module.owned_elsewhere[0] if isinstance(module, _Elsewhere) else module
+    return module.owned_elsewhere if isinstance(module, Again) else module
 
 
 def _torchdiffeq() -> Any:
