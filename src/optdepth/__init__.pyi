@@ -3,7 +3,7 @@ from .data import load_data
 from .errors import InputError
 from .inference.endless import endless
 from .inference.engine import Answer, Engine
-from .networks import StagedNetwork, load_network, looped, resnet, unrolled
+from .networks import StagedNetwork, load_network, looped, resnet, stage, unrolled
 from .recall import best_recall
 from .record import record
 from .stopping.baselines import confidence, entropy, patience
@@ -53,6 +53,7 @@ __all__ = [
     "resnet",
     "snell",
     "snell_family",
+    "stage",
     "stationary",
     "train",
     "unrolled",

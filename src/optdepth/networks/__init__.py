@@ -1,6 +1,7 @@
 """Networks that can stop: stem, stages and heads. Nothing here knows of stopping rules."""
 
-from .heads import PooledLinear
+from .cut import stage
+from .heads import Pool, PooledLinear, PooledMLP, TokenHead
 from .looped import looped, unrolled
 from .resnet import resnet
 from .staged import (
@@ -14,13 +15,17 @@ from .staged import (
 
 __all__ = [
     "Exit",
+    "Pool",
     "PooledLinear",
+    "PooledMLP",
     "StagedNetwork",
+    "TokenHead",
     "hidden",
     "load_network",
     "looped",
     "residual_size",
     "resnet",
     "select",
+    "stage",
     "unrolled",
 ]

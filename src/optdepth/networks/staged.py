@@ -28,10 +28,21 @@ WEIGHTS, HEADER = "weights.safetensors", "network.json"
 
 @dataclass(frozen=True)
 class Exit:
-    """A place where the network can answer: its name, and how many blocks run up to it (counted from 1)."""
+    """A place where the network can answer.
+
+    Attributes:
+        name: of the block it stands behind.
+        depth: how many blocks run up to it, counted from 1.
+        shape: of one sample's hidden states there; None where nobody measured, as in the next two.
+        trunk: FLOPs a sample from the inputs up to it, heads left out.
+        head: FLOPs a sample of its head.
+    """
 
     name: str
     depth: int
+    shape: tuple[int, ...] | None = None
+    trunk: float | None = None
+    head: float | None = None
 
 
 @final
