@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import Tensor, fx, nn
@@ -59,10 +59,11 @@ class HeadMaker:
                     f"head='token' needs states and answers (n, tokens, ...): at {self.cuts[k].name} the state is "
                     f"{tuple(x.shape)} and the answer {tuple(answer.shape)}"
                 )
-            made: nn.Module = TokenHead(width, classes)
+            made: TokenHead | PooledMLP | PooledLinear = TokenHead(width, classes)
         elif answer.dim() != 2:
             raise InputError(
-                f"the answer has shape {tuple(answer.shape)}, a pooled head makes (n, classes): give head='tail' or 'token'"
+                f"the answer has shape {tuple(answer.shape)}, a pooled head makes (n, classes): give head='tail' or "
+                "head='token'"
             )
         else:
             made = (PooledMLP if kind == "mlp" else PooledLinear)(width, classes, pool)
@@ -117,10 +118,10 @@ def _same(a: Any, b: Any) -> bool:
     return str(a) == str(b)
 
 
-def flops_of(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Floating-point operations of some work, by `torch.utils.flop_counter`, and its result."""
+def flops_of(module: nn.Module, given: Any) -> tuple[float, Any]:
+    """Floating-point operations of a module on what it is given, by `torch.utils.flop_counter`, and its result."""
     with FlopCounterMode(display=False) as counter:
-        result = work()
+        result = module(given)
     return float(counter.get_total_flops()), result
 
 
@@ -150,8 +151,7 @@ def _worthwhile(exits: Sequence[Exit]) -> list[str]:
     """From the last to the first, the exits whose head costs less than the trunk from there to the next one kept."""
     kept = [exits[-1]]
     for exit in reversed(exits[:-1]):
-        assert exit.head is not None and exit.trunk is not None and kept[0].trunk is not None
-        if exit.head < kept[0].trunk - exit.trunk:
+        if (exit.head or 0.0) < (kept[0].trunk or 0.0) - (exit.trunk or 0.0):
             kept.insert(0, exit)
     return [exit.name for exit in kept]
 

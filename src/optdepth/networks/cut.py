@@ -23,8 +23,8 @@ from ..errors import InputError
 from .attach import Head, HeadMaker, choose, flops_of
 from .blocks import blocks_of, holders, learned_after, named_blocks, outside, residual_additions, rest_of_block
 from .parts import Cut, live, part
-from .signature import Inputs, Signature, Stem, answer_of, evaluation
-from .staged import FAMILIES, Exit, StagedNetwork, hidden, select
+from .signature import Signature, Stem, answer_of, evaluation
+from .staged import FAMILIES, Exit, Inputs, StagedNetwork, hidden, select
 from .tracing import Traced, trace
 
 
@@ -154,15 +154,15 @@ def _network(
     tail = part(traced, layouts[-1], [traced.output], last=True)
     maker = HeadMaker(model, traced, cuts, layouts[1:], mask)
     heads, exits = [], []
-    trunk, state = flops_of(lambda: stem(example))
+    trunk, state = flops_of(stem, example)
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
         for k, (cut, run) in enumerate(zip(cuts, stages, strict=True)):
-            cost, state = flops_of(lambda run=run, state=state: run(state))
+            cost, state = flops_of(run, state)
             trunk += cost
             made = tail if k == len(cuts) - 1 else maker.make(k, state, answer, head, tail)
-            look, _ = flops_of(lambda made=made, state=state: made(state))
+            look, _ = flops_of(made, state)
             n = len(hidden(state))
             exits.append(Exit(cut.name, k + 1, tuple(hidden(state).shape[1:]), trunk / n, look / n))
             heads.append(made)

@@ -154,8 +154,8 @@ class _Part:
         mixed = [d for d, free in enumerate(symbols) if free & self.batch.node.expr.free_symbols]
         if len(mixed) > 1 or mixed != sized:
             raise InputError(
-                f"between two blocks the model passes a tensor of shape {tuple(shape)}, batch {self.batch}, whose samples "
-                "cannot be told apart; name other blocks with blocks=[...]"
+                f"between two blocks the model passes a tensor of shape {tuple(shape)}, batch {self.batch}, whose "
+                "samples cannot be told apart; name other blocks with blocks=[...]"
             )
         return sized[0] if sized else None
 

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import InputError
-
-Inputs = Any
-"""One tensor, or a tuple or dict of tensors, the batch first in each: model(x), model(*inputs), model(**inputs)."""
+from .staged import Inputs
 
 
 @dataclass(frozen=True)
@@ -34,12 +32,15 @@ class Signature:
     def of(cls, example: Inputs) -> Signature:
         if isinstance(example, Tensor):
             form, held = "tensor", {"inputs": example}
-        elif isinstance(example, Mapping):
-            form, held = "dict", dict(example)
+        elif isinstance(example, dict):
+            form, held = "dict", example
         elif isinstance(example, tuple | list):
             form, held = "tuple", {f"inputs[{i}]": tensor for i, tensor in enumerate(example)}
         else:
-            raise InputError(f"example is a {type(example).__name__}: give a tensor, or a tuple or dict of tensors")
+            fix = (
+                "give dict(example)" if isinstance(example, Mapping) else "give a tensor, or a tuple or dict of tensors"
+            )
+            raise InputError(f"example is a {type(example).__name__}: {fix}")
         for name, tensor in held.items():
             if not isinstance(tensor, Tensor) or tensor.dim() == 0 or len(tensor) == 0:
                 raise InputError(f"example: {name} is no tensor with a batch of at least one sample in front")
@@ -49,10 +50,14 @@ class Signature:
         return cls(form, tuple(held), tuple(tensor.is_floating_point() for tensor in held.values()))
 
     def flat(self, inputs: Inputs) -> list[Tensor]:
-        """The tensors of inputs of this form, in the example's order."""
+        """The tensors of inputs of this form, in the example's order.
+
+        Raises:
+            InputError: inputs of another form.
+        """
         if self.form == "tensor" and isinstance(inputs, Tensor):
             return [inputs]
-        if self.form == "dict" and isinstance(inputs, Mapping) and set(inputs) == set(self.names):
+        if self.form == "dict" and isinstance(inputs, dict) and set(inputs) == set(self.names):
             return [inputs[name] for name in self.names]
         if self.form == "tuple" and isinstance(inputs, tuple | list) and len(inputs) == len(self.names):
             return list(inputs)
