@@ -192,7 +192,7 @@ class SplitOf(list):
     def __init__(self, items: list, data: Data) -> None:
         super().__init__(items)
         train_split = data.splits["train"]
-        self.source, self.rows, self.pixels = train_split.source, train_split.rows, ()
+        self.source, self.rows, self.in_memory = train_split.source, train_split.rows, True
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from .stopping.placement import place
 from .stopping.rule import FixedDepth, Rule
 from .stopping.snell import snell, snell_family
 from .stopping.stationary import stationary
+from .tensors import TensorData
 from .trace import Costs, Trace
 from .training.depth_loss import DepthLoss
 from .training.loop import train
@@ -31,6 +32,7 @@ __all__ = [
     "InputError",
     "Rule",
     "StagedNetwork",
+    "TensorData",
     "Trace",
     "best_recall",
     "certified",

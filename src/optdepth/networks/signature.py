@@ -37,10 +37,8 @@ class Signature:
         elif isinstance(example, tuple | list):
             form, held = "tuple", {f"inputs[{i}]": tensor for i, tensor in enumerate(example)}
         else:
-            fix = (
-                "give dict(example)" if isinstance(example, Mapping) else "give a tensor, or a tuple or dict of tensors"
-            )
-            raise InputError(f"example is a {type(example).__name__}: {fix}")
+            fix = "dict(example)" if isinstance(example, Mapping) else "a tensor, or a tuple or dict of tensors"
+            raise InputError(f"example is a {type(example).__name__}: give {fix}")
         for name, tensor in held.items():
             if not isinstance(tensor, Tensor) or tensor.dim() == 0 or len(tensor) == 0:
                 raise InputError(f"example: {name} is no tensor with a batch of at least one sample in front")
