@@ -85,7 +85,7 @@ class HeadMaker:
         return None
 
     def _tail(self, k: int, state: Any) -> nn.Module:
-        """A copy of the tail with its last linear layer at zero."""
+        """A copy of the tail with zeros in the linear layer that answers."""
         cut, end = self.cuts[k], self.cuts[-1]
         own = part(self.traced, self.layouts[k], [self.traced.output], last=True, instead=(end.hidden, cut.hidden))
         made = copy.deepcopy(own).requires_grad_(True)
@@ -98,9 +98,12 @@ class HeadMaker:
         made(state)
         for hook in hooks:
             hook.remove()
-        nn.init.zeros_(ran[-1].weight)
-        if ran[-1].bias is not None:
-            nn.init.zeros_(ran[-1].bias)
+        for linear in reversed(ran):  # the last one, or two where their answers are averaged, as in DeiT
+            nn.init.zeros_(linear.weight)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+            if not made(state).any():
+                break
         return made
 
     def _pool(self, k: int, x: Tensor) -> Pool:
