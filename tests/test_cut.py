@@ -85,7 +85,13 @@ class OneForward(nn.Module):
 
 
 def test_additions_without_modules() -> None:
-    network = checked(OneForward(), images(4, 16))
+    model, example = OneForward(), images(4, 16)
+    network = checked(model, example)
+    torch.manual_seed(3)
+    drawn = model.train()(example)
+    torch.manual_seed(3)
+    assert torch.equal(network.train().full(example), drawn)
+    assert not torch.equal(network.eval().full(example), drawn)
     assert [(exit.depth, exit.shape) for exit in network.exits] == [(1, (8, 16, 16)), (2, (8, 8, 8))]
     assert all((network.advance(network.start(images(4, 16)), 0) >= 0).flatten())
 
@@ -155,6 +161,15 @@ class Branching(Mixing):
         return self.last(self.blocks(x) if x.sum() > 0 else x)
 
 
+class Normalised(Mixing):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.var = nn.Buffer(torch.zeros(8)), nn.Buffer(torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.batch_norm(self.blocks(x), self.mean, self.var, training=self.training))
+
+
 class Fixed(Mixing):
     def forward(self, x: Tensor) -> Tensor:
         return self.last(self.blocks(x) + torch.ones(4, 8))
@@ -165,6 +180,7 @@ class Fixed(Mixing):
     [
         (Mixing, "samples influence each other"),
         (Branching, r"torch.export cannot follow Branching.*blocks="),
+        (Normalised, "F.batch_norm between its blocks"),
         (Fixed, r"torch.export cannot follow Fixed"),
     ],
 )

@@ -119,6 +119,8 @@ class _Part:
                 continue
             if node.op == "placeholder":
                 raise InputError(f"a part of the model reads {node.name} again, which its state does not hold")
+            if node.target is ATEN.batch_norm.default:
+                raise InputError("the model calls F.batch_norm between its blocks, which would not learn; use a module")
             needed.add(node)
             ahead += node.all_input_nodes
         for node in self.traced.graph.nodes:

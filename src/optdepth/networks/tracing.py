@@ -253,11 +253,22 @@ class _Graph:
         return made
 
     def _operator(self, node: fx.Node) -> None:
+        if node.target is torch.ops.aten.dropout.default:
+            self.new[node] = self._dropout(node)
+            return
         schema = getattr(node.target, "_schema", None)
         made = self.graph.node_copy(node, self.new.__getitem__)
         if schema is not None and schema.is_mutable and schema.name.endswith("_"):
             self._out_of_place(made, node)
         self.new[node] = made
+
+    def _dropout(self, node: fx.Node) -> fx.Node:
+        """`F.dropout` was traced in evaluation mode; as a module it is on in training."""
+        name = f"dropout_{node.name}"
+        self.owned[name] = nn.Dropout(float(node.args[1]))  # type: ignore[arg-type]
+        made = self.graph.call_module(name, (self.new[node.args[0]],))  # type: ignore[index]
+        made.meta = dict(node.meta)
+        return made
 
     def _out_of_place(self, made: fx.Node, node: fx.Node) -> None:
         """`relu_(x)` becomes `relu(x)`, read wherever x was read afterwards."""
