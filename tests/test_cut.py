@@ -1,6 +1,7 @@
 """Cutting modules of one's own: where, what the state is, and what is refused."""
 
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from optdepth.errors import InputError
-from optdepth.networks import Exit, PooledLinear, PooledMLP, StagedNetwork, TokenHead, hidden, select, stage
+from optdepth.networks import (
+    Exit,
+    PooledLinear,
+    PooledMLP,
+    StagedNetwork,
+    TokenHead,
+    hidden,
+    load_network,
+    select,
+    stage,
+)
 from optdepth.networks.attach import choose
 from zoo import build, images, tokens
 
@@ -96,6 +107,25 @@ def test_additions_without_modules() -> None:
     assert all((network.advance(network.start(images(4, 16)), 0) >= 0).flatten())
 
 
+class WritesInPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu, self.linear = nn.ReLU(inplace=True), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.relu(x)) + x
+
+
+def test_a_block_that_writes_into_its_input_leaves_the_state_alone() -> None:
+    network = checked(
+        nn.Sequential(nn.Linear(4, 8), *(WritesInPlace() for _ in range(3)), nn.Linear(8, 2)), torch.randn(5, 4)
+    )
+    state = network.advance(network.start(torch.randn(5, 4)), 0)
+    before = state.clone()
+    network.advance(state, 1)
+    assert torch.equal(state, before)
+
+
 class Recurrent(nn.Module):
     """Batch in the second dimension, positions without a batch, one block called three times, sizes used late."""
 
@@ -114,12 +144,15 @@ class Recurrent(nn.Module):
         return self.last((x * weight).sum(0) / weight.sum(0))
 
 
-def test_states_of_every_layout() -> None:
+def test_states_of_every_layout(tmp_path: Path) -> None:
     network = checked(Recurrent(), tokens(), blocks=["block"])
     assert [exit.name for exit in network.exits] == ["block", "block#2", "block#3"]
     state = network.advance(network.start(tokens((4, 9))), 0)
     assert all(len(tensor) == 2 for tensor in state)
     assert network.exits[0].shape == (9, 8)
+    network.save(tmp_path)
+    loaded = load_network(tmp_path, model=Recurrent(), example=tokens((3, 3)))
+    assert torch.equal(loaded.full(tokens()), network.full(tokens()))
 
 
 def test_blocks_by_name() -> None:

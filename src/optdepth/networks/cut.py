@@ -18,13 +18,14 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..errors import InputError
 from .attach import Head, HeadMaker, choose, flops_of
 from .blocks import blocks_of, holders, learned_after, named_blocks, outside, residual_additions, rest_of_block
 from .parts import Cut, live, part
 from .signature import Signature, Stem, answer_of, evaluation
-from .staged import FAMILIES, Exit, Inputs, StagedNetwork, hidden, select
+from .staged import FAMILIES, Exit, Inputs, StagedNetwork, State, hidden, select
 from .tracing import Traced, trace
 
 
@@ -159,7 +160,10 @@ def _network(
         if seed is not None:
             torch.manual_seed(seed)
         for k, (cut, run) in enumerate(zip(cuts, stages, strict=True)):
-            cost, state = flops_of(run, state)
+            given, versions = state, _versions(state)
+            cost, state = flops_of(run, given)
+            if _versions(given) != versions:
+                stages[k] = part(traced, layouts[k], layouts[k + 1], fresh=True)
             trunk += cost
             made = tail if k == len(cuts) - 1 else maker.make(k, state, answer, head, tail)
             look, _ = flops_of(made, state)
@@ -167,6 +171,11 @@ def _network(
             exits.append(Exit(cut.name, k + 1, tuple(hidden(state).shape[1:]), trunk / n, look / n))
             heads.append(made)
     return StagedNetwork(stem, stages, heads, exits)
+
+
+def _versions(state: State) -> list[int]:
+    """Numbers that change when somebody writes into a state."""
+    return [tensor._version for tensor in tree_leaves(state)]
 
 
 def _check(model: nn.Module, network: StagedNetwork, example: Inputs, expected: Tensor) -> None:

@@ -58,6 +58,7 @@ def part(
     *,
     first: bool = False,
     last: bool = False,
+    fresh: bool = False,
     instead: tuple[fx.Node, fx.Node] | None = None,
 ) -> fx.GraphModule:
     """The module that makes the `wanted` nodes' tensors from the `given` ones'.
@@ -65,14 +66,15 @@ def part(
     Args:
         first: it takes the model's inputs, flat, in place of a state.
         last: it returns one tensor as it is, in place of a state.
+        fresh: it works on a copy of the state, for blocks that write into what they are given.
         instead: (a, b): b is given and read as a.
     """
-    return _Part(traced, first).module(given, wanted, last, instead)
+    return _Part(traced, first, fresh).module(given, wanted, last, instead)
 
 
 class _Part:
-    def __init__(self, traced: Traced, first: bool) -> None:
-        self.traced, self.first = traced, first
+    def __init__(self, traced: Traced, first: bool, fresh: bool) -> None:
+        self.traced, self.first, self.fresh = traced, first, fresh
         self.graph = fx.Graph()
         self.new: dict[fx.Node, fx.Node] = {}
         self.batch = traced.inputs[0].meta["val"].shape[0]
@@ -93,6 +95,7 @@ class _Part:
             state = self.graph.placeholder("state")
             for i, node in enumerate(given):
                 held = state if len(given) == 1 else self._call(operator.getitem, state, i)
+                held = self._call(ATEN.clone.default, held) if self.fresh else held
                 self.new[node] = self._unpacked(node, held)
         if instead is not None:
             self.new[instead[0]] = self.new[instead[1]]
