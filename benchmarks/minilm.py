@@ -15,7 +15,7 @@ import platform
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import matplotlib.pyplot as plt
@@ -36,6 +36,8 @@ sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]  # transfo
 
 HERE = Path(__file__).parent
 METHODS = ("snell", "lookahead", "confidence", "entropy", "patience")
+NETWORKS = ("plain", "joint", "frozen")
+RUNS = Path("runs")
 TOKENS = 32
 BATCHES = [1, 32]
 CLOCKED = ("snell", "confidence", "patience")
@@ -48,11 +50,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--price", type=float, default=0.05, help="loss that one full pass is worth")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train-only", action="store_true", help="stop before anything is judged or timed")
+    parser.add_argument("--train-only", nargs="+", choices=NETWORKS, help="train these and stop (frozen needs plain)")
     given = parser.parse_args()
     data = sst2(Path(given.data), given.seed)
-    runs = {name: Path("runs") / f"minilm-{name}" for name in ("plain", "joint", "frozen")}
-    networks = trained(data, runs, given.epochs, given.seed)
+    networks = {name: trained(name, data, given.epochs, given.seed) for name in given.train_only or NETWORKS}
     if given.train_only:
         return
     result = {
@@ -65,7 +66,7 @@ def main() -> None:
         | {"python": platform.python_version()},
         "samples": {name: len(split) for name, split in data.splits.items()},
         "without exits": accuracy(networks["plain"], data),
-        **{name: judged(networks[name], data, runs[name], given.price) for name in ("joint", "frozen")},
+        **{name: judged(networks[name], data, RUNS / f"minilm-{name}", given.price) for name in ("joint", "frozen")},
     }
     write_json(HERE / "minilm" / "sst2.json", result)
     (HERE / "minilm" / "sst2.md").write_text(page(result))
@@ -103,27 +104,32 @@ def model(seed: int) -> torch.nn.Module:
     return AutoModelForSequenceClassification.from_pretrained(get_model_path(), num_labels=2)
 
 
-def trained(data: od.TensorData, runs: dict[str, Path], epochs: int, seed: int) -> dict[str, od.StagedNetwork]:
-    """The three networks, trained as far as they are not."""
-    example = next(data.batches("train", 4))[0]
-    common: dict[str, Any] = {
-        "epochs": epochs,
-        "seed": seed,
-        "batch_size": 32,
-        "optimizer": "adamw",
-        "weight_decay": 0.01,
-        "precision": "bf16",
-    }
-    equal = od.DepthLoss(price=0.1)
-    plain = od.stage(model(seed), example=example, exits=1)
-    joint = od.stage(model(seed), example=example, exits="all")
-    od.train(plain, data, loss=od.DepthLoss(), lr=1e-4, out=runs["plain"], **common)
-    od.train(joint, data, loss=equal, lr=1e-4, out=runs["joint"], **common)
-    tuned = model(seed)
-    od.load_network(runs["plain"] / "network", model=tuned, example=example)
-    frozen = od.stage(tuned, example=example, exits="all")
-    od.train(frozen, data, loss=equal, lr=1e-3, out=runs["frozen"], backbone="frozen", **common)
-    return {"plain": plain, "joint": joint, "frozen": frozen}
+def trained(name: str, data: od.TensorData, epochs: int, seed: int) -> od.StagedNetwork:
+    """One of the three networks, trained as far as it is not."""
+    out, example = RUNS / f"minilm-{name}", next(data.batches("train", 4))[0]
+    if (out / "training.json").is_file():
+        return od.load_network(out / "network", model=model(seed), example=example)
+    backbone: Literal["joint", "frozen"] = "frozen" if name == "frozen" else "joint"
+    loss = od.DepthLoss() if name == "plain" else od.DepthLoss(price=0.1)  # at this price all exits count the same
+    start = model(seed)
+    if name == "frozen":
+        od.load_network(RUNS / "minilm-plain" / "network", model=start, example=example)
+    network = od.stage(start, example=example, exits=1 if name == "plain" else "all")
+    od.train(
+        network,
+        data,
+        loss=loss,
+        epochs=epochs,
+        seed=seed,
+        batch_size=32,
+        optimizer="adamw",
+        weight_decay=0.01,
+        precision="bf16",
+        lr=1e-3 if name == "frozen" else 1e-4,
+        backbone=backbone,
+        out=out,
+    )
+    return network
 
 
 @torch.inference_mode()

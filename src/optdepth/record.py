@@ -35,8 +35,8 @@ def record(
     """What every sample meets at every exit: losses and observations, with all exits run.
 
     Args:
-        batches: pairs of inputs, a tensor (n, ...) or a tuple or dict of such, and targets (n, ...), in the order wanted
-            in the trace.
+        batches: pairs of inputs, a tensor (n, ...) or a tuple or dict of such, and targets (n, ...), in the order
+            wanted in the trace.
         costs: of the network's exits; `flops(network, example).relative()` makes prices easy to read.
         loss: (answer, target) -> (n,), any loss per sample. Without one, answers are logits (n, C), targets labels
             (n,), and the loss is 0-1.
