@@ -148,7 +148,7 @@ def judged(network: od.StagedNetwork, data: od.TensorData, folder: Path, price: 
     costs = od.flops(network, example).relative()
     traces = {split: _trace(network, data, split, costs, folder) for split in ("fit", "test")}
     fit, test = traces["fit"], traces["test"]
-    rules = {name: solve_at(fit, FAMILIES[name](fit), price=price) for name in METHODS}
+    rules = {name: solve_at(fit, FAMILIES[name](fit), price=price, budget=None) for name in METHODS}
     depths = {
         f"fixed {exit.name.rpartition('.')[2]}": FixedDepth(Origin.of(fit), k) for k, exit in enumerate(network.exits)
     }
