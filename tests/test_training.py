@@ -182,7 +182,7 @@ def test_nan_in_an_image_is_named(digits: Data, tmp_path: Path) -> None:
     images = [(torch.full((1, 8, 8), torch.nan), 0)] * 300
     broken = SplitOf(images, digits)
     data = dataclasses.replace(digits, splits={**digits.splits, "train": broken})
-    with pytest.raises(InputError, match="image in epoch 1, batch 1 holds NaN"):
+    with pytest.raises(InputError, match="sample in epoch 1, batch 1 holds NaN"):
         run(small(), data, tmp_path)
 
 
@@ -192,7 +192,7 @@ class SplitOf(list):
     def __init__(self, items: list, data: Data) -> None:
         super().__init__(items)
         train_split = data.splits["train"]
-        self.source, self.rows, self.pixels = train_split.source, train_split.rows, ()
+        self.source, self.rows, self.in_memory = train_split.source, train_split.rows, True
 
 
 @pytest.mark.parametrize(

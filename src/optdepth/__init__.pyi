@@ -6,7 +6,7 @@ from .data import load_data
 from .errors import InputError
 from .inference.endless import endless
 from .inference.engine import Answer, Engine
-from .networks import StagedNetwork, load_network, looped, neural_ode, resnet, unrolled
+from .networks import StagedNetwork, load_network, looped, neural_ode, resnet, stage, unrolled
 from .recall import best_recall
 from .record import record
 from .stopping.baselines import confidence, entropy, patience
@@ -19,6 +19,7 @@ from .stopping.placement import place
 from .stopping.rule import FixedDepth, Rule
 from .stopping.snell import snell, snell_family
 from .stopping.stationary import stationary
+from .tensors import TensorData
 from .trace import Costs, Trace
 from .training.depth_loss import DepthLoss
 from .training.loop import train
@@ -36,6 +37,7 @@ __all__ = [
     "Rule",
     "StagedNetwork",
     "StoppingProblem",
+    "TensorData",
     "Trace",
     "best_recall",
     "certified",
@@ -60,6 +62,7 @@ __all__ = [
     "resnet",
     "snell",
     "snell_family",
+    "stage",
     "stationary",
     "train",
     "unrolled",

@@ -12,26 +12,26 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .errors import InputError
 from .networks import StagedNetwork
-from .networks.staged import residual_size
+from .networks.staged import Inputs, State, hidden, residual_size
 from .observe import Memory, Observer
 from .trace import Costs
 
 
-def flops(network: StagedNetwork, example: Tensor) -> Costs:
+def flops(network: StagedNetwork, example: Inputs) -> Costs:
     """Floating-point operations a sample, counted by `torch.utils.flop_counter` on one pass.
 
     The counter sees matrix products and convolutions; the features and the rule, a few operations a class, are
     left out. The head's work is the cost of looking, and answering is then free.
 
     Args:
-        example: (n, ...) inputs; the count is divided by n.
+        example: inputs of n samples, a tensor (n, ...) or a tuple or dict of such; the count is divided by n.
     """
     counts: list[float] = []
 
     def measured(work: Callable[[], Tensor]) -> Tensor:
         with FlopCounterMode(display=False) as counter:
             result = work()
-        counts.append(counter.get_total_flops() / len(example))
+        counts.append(counter.get_total_flops() / len(hidden(example)))
         return result
 
     _walk(network, example, measured)
@@ -40,7 +40,7 @@ def flops(network: StagedNetwork, example: Tensor) -> Costs:
 
 def latency(
     network: StagedNetwork,
-    example: Tensor,
+    example: Inputs,
     *,
     features: tuple[str, ...] = ("confidence",),
     repeats: int = 30,
@@ -52,33 +52,33 @@ def latency(
     falls on all of them. Looking is the head, the features a rule reads, one comparison and its transfer to Python.
 
     Args:
-        example: (n, ...) inputs, on the network's device.
+        example: inputs of n samples, on the network's device.
         features: that the rule to be solved will read.
         repeats, warmup: passes timed, and passes before them.
     """
     if repeats < 1:
         raise InputError(f"repeats is {repeats}; at least one pass must be timed")
-    observer = Observer(features)
+    observer, first = Observer(features), hidden(example)
     passes = []
     for _ in range(warmup + repeats):
         times: list[float] = []
 
         def measured(work: Callable[[], Tensor], times: list[float] = times) -> Tensor:
-            begin = _now(example.device)
+            begin = _now(first.device)
             result = work()
-            times.append(1e3 * (_now(example.device) - begin) / len(example))
+            times.append(1e3 * (_now(first.device) - begin) / len(first))
             return result
 
         _walk(network, example, measured, observer)
         passes.append(times)
     middle = np.median(np.asarray(passes[warmup:]), axis=0)
-    return _costs(middle, f"ms a sample at batch {len(example)}, {torch.get_num_threads()} threads")
+    return _costs(middle, f"ms a sample at batch {len(first)}, {torch.get_num_threads()} threads")
 
 
 @torch.inference_mode()
 def _walk(
     network: StagedNetwork,
-    inputs: Tensor,
+    inputs: Inputs,
     measured: Callable[[Callable[[], Tensor]], Tensor],
     observer: Observer | None = None,
 ) -> None:
@@ -87,7 +87,7 @@ def _walk(
     network.eval()
     memory: Memory = {}
 
-    def look(k: int, before: Tensor, state: Tensor) -> Tensor:
+    def look(k: int, before: State, state: State) -> Tensor:
         nonlocal memory
         logits = network.answer(state, k)
         if observer is not None:

@@ -65,6 +65,11 @@ class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
         image = self._decode(self._table[i]["image"], i) if pixels is None else pixels[i]
         return image, int(self.labels[i])
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether reading an item decodes nothing."""
+        return self.pixels is not None
+
     def image(self, i: int) -> Image.Image:
         """Item i as a picture to look at."""
         pixels = self[i][0].permute(1, 2, 0).numpy()
@@ -122,6 +127,14 @@ class Data:
     flip: bool
     splits: Mapping[str, ImageSplit] = field(repr=False)
 
+    def inputs(
+        self, images: UInt8[Tensor, "n channels h w"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "n channels h w"]:
+        """What a network takes, from what a split holds; augmented where a generator is given, for training."""
+        if generator is not None:
+            images = augment(images, generator, flip=self.flip, pad=self.image_size // 8)
+        return normalise(images, self.mean, self.std)
+
     def batches(
         self, split: str, size: int = 256
     ) -> Iterator[tuple[Float[Tensor, "n channels h w"], Int[Tensor, " n"]]]:
@@ -129,7 +142,7 @@ class Data:
         if split not in self.splits:
             raise InputError(f"no split {split!r}: the splits are {', '.join(self.splits)}")
         for images, labels in DataLoader(self.splits[split], batch_size=size):
-            yield normalise(images, self.mean, self.std), labels
+            yield self.inputs(images), labels
 
 
 def load_data(
@@ -170,7 +183,7 @@ def load_data(
     channels = 1 if name == "digits" else 3
     size = _square(tables["train"][0]["image"], name) if image_size is None else image_size
     classes = _classes(tables, name)
-    carved = _carve(_labels(tables["train"]), classes, shares, seed)
+    carved = carve(_labels(tables["train"]), classes, shares, seed)
     places = {key: ("train", rows) for key, rows in carved.items()}
     if not whole:
         places["test"] = ("test", np.arange(len(tables["test"]), dtype=np.int64))
@@ -249,7 +262,7 @@ def _classes(tables: dict[str, datasets.Dataset], name: str) -> tuple[str, ...]:
     return names
 
 
-def _carve(
+def carve(
     labels: Int64[np.ndarray, " n"], classes: tuple[str, ...], shares: dict[str, float], seed: int
 ) -> dict[str, Int64[np.ndarray, " m"]]:
     """Sorted row numbers of each share, and of the rest as `train`; stratified by label."""
@@ -260,7 +273,7 @@ def _carve(
     smallest, share = int(counts.argmin()), min(left, *shares.values())
     if counts[smallest] * share < 1:
         raise InputError(
-            f"class {classes[smallest]!r} has {counts[smallest]} images, too few for a stratified split with "
+            f"class {classes[smallest]!r} has {counts[smallest]} samples, too few for a stratified split with "
             f"a share of {share:.3g}: give at least {int(np.ceil(1 / share))} a class, or larger shares"
         )
     rest, parts = np.arange(len(labels)), {}

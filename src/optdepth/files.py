@@ -31,8 +31,14 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Writes tensors and a JSON description of them to one safetensors file."""
-    held = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    """Writes tensors and a JSON description of them to one safetensors file; tensors that share memory, each whole."""
+    held: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in tensors.items():
+        tensor = value.detach().cpu().contiguous()
+        shared = tensor.untyped_storage().data_ptr()
+        held[name] = tensor.clone() if shared in seen else tensor
+        seen.add(shared)
     write_atomically(path, tensor_bytes(held, metadata={"about": json.dumps(about)}))
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .errors import InputError
 from .networks import StagedNetwork
-from .networks.staged import residual_size
+from .networks.staged import Inputs, residual_size
 from .observe import Answers
 from .recall import Windows
 from .tasks import TaskLoss, losses_of
@@ -22,7 +23,7 @@ from .trace import Costs, Trace
 @torch.inference_mode()
 def record(
     network: StagedNetwork,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Inputs, Tensor]],
     costs: Costs,
     *,
     loss: TaskLoss | None = None,
@@ -34,7 +35,8 @@ def record(
     """What every sample meets at every exit: losses and observations, with all exits run.
 
     Args:
-        batches: pairs of inputs (n, ...) and targets (n, ...), in the order wanted in the trace.
+        batches: pairs of inputs, a tensor (n, ...) or a tuple or dict of such, and targets (n, ...), in the order
+            wanted in the trace.
         costs: of the network's exits; `flops(network, example).relative()` makes prices easy to read.
         loss: (answer, target) -> (n,), any loss per sample. Without one, answers are logits (n, C), targets labels
             (n,), and the loss is 0-1.
@@ -61,8 +63,8 @@ def record(
     seen = 0
     for inputs, targets in batches:
         check_finite(inputs, seen)
-        numbers = np.arange(seen, seen + len(inputs)) if rows is None else rows[seen : seen + len(inputs)]
-        found, residuals = _every_exit(network, inputs.to(device))
+        numbers = np.arange(seen, seen + len(targets)) if rows is None else rows[seen : seen + len(targets)]
+        found, residuals = _every_exit(network, tree_map(lambda tensor: tensor.to(device), inputs))
         where = {"source": source or "recorded", "rows": numbers, "network": fingerprint}
         if loss is None:
             parts.append(Trace.from_logits(found, targets, costs, residuals=residuals, recall=recall, **where))
@@ -70,7 +72,7 @@ def record(
             each = [losses_of(loss, found[:, k], targets).double() for k in range(found.shape[1])]
             losses = torch.stack(each, dim=1)
             parts.append(Trace.from_answers(found, losses, costs, kind=answers, residuals=residuals, **where))
-        seen += len(inputs)
+        seen += len(targets)
     network.train(training)
     if not parts:
         raise InputError("no batches to record: the data are empty")
@@ -78,16 +80,17 @@ def record(
     return trace if source else replace(trace, source="")
 
 
-def check_finite(inputs: Tensor, first: int = 0) -> None:
+def check_finite(inputs: Inputs, first: int = 0) -> None:
     """Refuses a batch with NaN or infinity, naming the sample; `first` is the number of the batch's first one."""
-    if torch.isfinite(inputs.sum()):  # one cheap pass in the usual case
-        return
-    bad = torch.nonzero(~torch.isfinite(inputs.flatten(1)).all(dim=1))
-    if len(bad):
-        raise InputError(f"sample {first + int(bad[0])} of the batch holds NaN or infinity; clean or drop it")
+    for tensor in tree_leaves(inputs):
+        if not tensor.is_floating_point() or torch.isfinite(tensor.sum()):  # one cheap pass in the usual case
+            continue
+        bad = torch.nonzero(~torch.isfinite(tensor.flatten(1)).all(dim=1))
+        if len(bad):
+            raise InputError(f"sample {first + int(bad[0])} of the batch holds NaN or infinity; clean or drop it")
 
 
-def _every_exit(network: StagedNetwork, inputs: Tensor) -> tuple[Tensor, Tensor]:
+def _every_exit(network: StagedNetwork, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Answers (n, K, ...) and relative residual sizes (n, K), on the CPU."""
     answers, residuals = [], []
     state = network.start(inputs)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ..errors import InputError
 from ..networks import StagedNetwork
+from ..networks.staged import Inputs, hidden
 from ..progress import shown_steps
 from ..stopping.rule import Rule
 from .engine import Engine
@@ -41,7 +42,7 @@ class Clocked:
 def clock(
     network: StagedNetwork,
     rules: Mapping[str, Rule],
-    inputs: Tensor,
+    inputs: Inputs,
     *,
     batches: Sequence[int],
     repeats: int = 5,
@@ -50,18 +51,20 @@ def clock(
     """Times every rule's engine and the network without exits on the same inputs, taking turns.
 
     Args:
-        inputs: (N, ...) samples of the mix that is served, on the network's device.
+        inputs: N samples of the mix that is served, a tensor (N, ...) or a tuple or dict of such, on the network's
+            device.
         batches: sizes to time; 1,024 inputs a turn are cut into batches of that size, 128 at batch 1.
         repeats: turns; figures are medians over them.
         progress: a bar on stderr.
     """
-    if not batches or min(batches) < 1 or max(batches) > len(inputs):
-        raise InputError(f"batch sizes {list(batches)} must lie between 1 and the {len(inputs)} inputs there are")
+    samples = len(hidden(inputs))
+    if not batches or min(batches) < 1 or max(batches) > samples:
+        raise InputError(f"batch sizes {list(batches)} must lie between 1 and the {samples} inputs there are")
     network.eval()
     engines = {name: Engine(network, rule) for name, rule in rules.items()}
     rows = []
     for size in batches:
-        chunks = [inputs[i : i + size] for i in range(0, len(inputs) - size + 1, size)][
+        chunks = [_slice(inputs, i, i + size) for i in range(0, samples - size + 1, size)][
             : max(4, min(128, _SAMPLES // size))
         ]
         full: list[float] = []
@@ -91,9 +94,9 @@ def clock(
 
 
 @torch.inference_mode()
-def _timed(serve: Callable[[Tensor], object], chunks: Sequence[Tensor]) -> float:
+def _timed(serve: Callable[[Inputs], object], chunks: Sequence[Inputs]) -> float:
     """Milliseconds a sample."""
-    cuda = chunks[0].is_cuda
+    cuda = hidden(chunks[0]).is_cuda
     if cuda:
         torch.cuda.synchronize()
     begin = time.perf_counter()
@@ -101,4 +104,8 @@ def _timed(serve: Callable[[Tensor], object], chunks: Sequence[Tensor]) -> float
         serve(chunk)
     if cuda:
         torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - begin) / sum(len(chunk) for chunk in chunks)
+    return 1e3 * (time.perf_counter() - begin) / sum(len(hidden(chunk)) for chunk in chunks)
+
+
+def _slice(inputs: Inputs, first: int, end: int) -> Inputs:
+    return tree_map(lambda tensor: tensor[first:end], inputs)

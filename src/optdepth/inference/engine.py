@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..networks import StagedNetwork
-from ..networks.staged import residual_size, select
+from ..networks.staged import Inputs, State, hidden, residual_size, select
 from ..observe import Memory, Observer
 from ..recall import Recall
 from ..record import check_finite
@@ -60,17 +60,18 @@ class Engine:
         self._paid = torch.as_tensor(rule.origin.costs.paid(rule.looks), device=device)
 
     @torch.inference_mode()
-    def __call__(self, inputs: Tensor) -> Answer:
+    def __call__(self, inputs: Inputs) -> Answer:
         """Answers a batch; the answers, exits and costs do not depend on who else is in it.
 
         Args:
-            inputs: (n, ...), n >= 1, finite, on the network's device.
+            inputs: a tensor (n, ...), or a tuple or dict of such, n >= 1, finite, on the network's device.
         """
-        if len(inputs) == 0:
+        samples = len(hidden(inputs))
+        if samples == 0:
             raise InputError("an empty batch has no answers")
         check_finite(inputs)
         network, last = self.network, len(self.network.exits) - 1
-        exit = torch.full((len(inputs),), last, device=inputs.device)
+        exit = torch.full((samples,), last, device=self._paid.device)
         place: Tensor | None = None  # of the survivors in the batch; None while all survive
         answers: Tensor | None = None
         memory: Memory = {}
@@ -87,9 +88,9 @@ class Engine:
                 past = self._recall.remember(k, logits, past)
                 continue
             if answers is None:
-                if len(leaving) == len(inputs):
+                if len(leaving) == samples:
                     return self._answered(self._recall.answer(k, logits, past), exit.fill_(k))
-                answers = logits.new_empty(len(inputs), *logits.shape[1:])
+                answers = logits.new_empty(samples, *logits.shape[1:])
             left = leaving if place is None else place[leaving]
             answers[left], exit[left] = self._recall.answer(k, logits[leaving], select(past, leaving)), k
             if len(leaving) == len(stops):
@@ -104,7 +105,7 @@ class Engine:
         answers[place] = logits
         return self._answered(answers, exit)
 
-    def _decide(self, k: int, before: Tensor, state: Tensor, logits: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+    def _decide(self, k: int, before: State, state: State, logits: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """Which samples stop at exit k, and the observer's memory after it."""
         if self._observer is None:
             return self.rule.stop(k, logits.new_empty(len(logits), 0)), memory

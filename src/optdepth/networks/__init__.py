@@ -1,6 +1,7 @@
 """Networks that can stop: stem, stages and heads. Nothing here knows of stopping rules."""
 
-from .heads import PooledLinear
+from .cut import stage
+from .heads import Pool, PooledLinear, PooledMLP, TokenHead
 from .looped import looped, unrolled
 from .ode import neural_ode
 from .resnet import resnet
@@ -15,8 +16,11 @@ from .staged import (
 
 __all__ = [
     "Exit",
+    "Pool",
     "PooledLinear",
+    "PooledMLP",
     "StagedNetwork",
+    "TokenHead",
     "hidden",
     "load_network",
     "looped",
@@ -24,5 +28,6 @@ __all__ = [
     "residual_size",
     "resnet",
     "select",
+    "stage",
     "unrolled",
 ]

@@ -19,6 +19,9 @@ from ..files import read_json, read_tensors, write_json, write_tensors
 State = Any
 """A pytree of tensors whose first dimension is the batch; for our residual networks, one tensor."""
 
+Inputs = Any
+"""What a network takes: one tensor, or a tuple or dict of tensors, the batch first in each."""
+
 FAMILIES: dict[str, Callable[..., "StagedNetwork"]] = {}
 """Builders by family name. A family registers itself here, so that this file need not import it."""
 
@@ -28,10 +31,21 @@ WEIGHTS, HEADER = "weights.safetensors", "network.json"
 
 @dataclass(frozen=True)
 class Exit:
-    """A place where the network can answer: its name, and how many blocks run up to it (counted from 1)."""
+    """A place where the network can answer.
+
+    Attributes:
+        name: of the block it stands behind.
+        depth: how many blocks run up to it, counted from 1.
+        shape: of one sample's hidden states there; None where nobody measured, as in the next two.
+        trunk: FLOPs a sample from the inputs up to it, heads left out.
+        head: FLOPs a sample of its head.
+    """
 
     name: str
     depth: int
+    shape: tuple[int, ...] | None = None
+    trunk: float | None = None
+    head: float | None = None
 
 
 @final
@@ -70,7 +84,7 @@ class StagedNetwork(nn.Module):
         self.exits = tuple(exits)
         self.config = config
 
-    def start(self, inputs: Tensor) -> State:
+    def start(self, inputs: Inputs) -> State:
         """The state before the first stage."""
         return self.stem(inputs)
 
@@ -83,7 +97,7 @@ class StagedNetwork(nn.Module):
         logits: Tensor = self.heads[k](state)
         return logits
 
-    def forward(self, inputs: Tensor) -> list[Float[Tensor, "n classes"]]:
+    def forward(self, inputs: Inputs) -> list[Float[Tensor, "n classes"]]:
         """The logits of every exit, first to last."""
         state, logits = self.start(inputs), []
         for k in range(len(self.exits)):
@@ -91,7 +105,7 @@ class StagedNetwork(nn.Module):
             logits.append(self.answer(state, k))
         return logits
 
-    def full(self, inputs: Tensor) -> Float[Tensor, "n classes"]:
+    def full(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
         """The last exit's logits alone: what the network without exits computes."""
         state = self.start(inputs)
         for stage in self.stages:
@@ -138,7 +152,7 @@ class StagedNetwork(nn.Module):
             InputError: the network has no config to be rebuilt from.
         """
         if self.config is None:
-            raise InputError("a network without a config cannot be saved: build it with optdepth.resnet")
+            raise InputError("a network without a config cannot be saved: build it with optdepth.resnet or stage")
         about = {"format": FORMAT, "version": VERSION}
         write_tensors(Path(folder) / WEIGHTS, self.state_dict(), about)
         header = {**about, "config": self.config, "fingerprint": self.fingerprint()}
@@ -148,14 +162,20 @@ class StagedNetwork(nn.Module):
         return f"exits={[exit.name for exit in self.exits]}"
 
 
-def load_network(folder: str | Path) -> StagedNetwork:
+def load_network(folder: str | Path, *, model: nn.Module | None = None, example: Inputs = None) -> StagedNetwork:
     """The network that `StagedNetwork.save` wrote, in evaluation mode, on the CPU.
 
     The files are untrusted: JSON with a checked format and safetensors, whose content must match the
-    recorded fingerprint.
+    recorded fingerprint. They hold weights and how exits were attached, and no code: a network that was staged from a
+    model is put together again from that model's code.
+
+    Args:
+        model: for a network made by `stage`, a model of the same architecture; it gets the weights that were saved.
+        example: for such a network, inputs of the same form as those it was staged with.
 
     Raises:
-        InputError: no such folder, another format or version, or damaged or mixed-up files.
+        InputError: no such folder, another format or version, damaged or mixed-up files, or a model that is missing,
+            not needed, or another one.
     """
     folder, again = Path(folder), "train or save the network again"
     header = read_json(folder / HEADER, format=FORMAT, version=VERSION, make_it=again)
@@ -164,10 +184,14 @@ def load_network(folder: str | Path) -> StagedNetwork:
     arguments = dict(config) if isinstance(config, dict) else {}
     builder = FAMILIES.get(str(arguments.pop("family", "")))
     if builder is None:
-        raise InputError(f"{folder / HEADER} names none of the families {', '.join(FAMILIES)}; {again}")
+        raise InputError(f"{folder / HEADER} names none of the families {', '.join(sorted(FAMILIES))}; {again}")
+    if model is not None or example is not None:
+        arguments |= {"model": model, "example": example}
     try:
         network = builder(**arguments)
         network.load_state_dict(weights)
+    except InputError:
+        raise
     except (TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{folder / HEADER} and {WEIGHTS} do not fit ({reason:.200}); {again}") from error

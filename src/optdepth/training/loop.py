@@ -23,19 +23,22 @@ from jaxtyping import Float
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Subset
 
-from ..data import Data, augment, normalise
+from ..data import Data
 from ..errors import InputError
 from ..files import write_atomically, write_json
-from ..networks.staged import StagedNetwork
+from ..networks.staged import Inputs, StagedNetwork
 from ..tasks import TaskLoss, cross_entropy
+from ..tensors import TensorData
 from .depth_loss import DepthLoss
 from .objective import Objective
 
 CHECKPOINT, RECORD, NETWORK = "checkpoint.pt", "training.json", "network"
 FORMAT, VERSION = "optdepth.checkpoint", 1
 Schedule = Literal["one-cycle", "cosine"]
+Optimizer = Literal["sgd", "adamw"]
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
 Backbone = Literal["joint", "frozen"]
 
@@ -48,6 +51,7 @@ class Settings:
     batch_size: int
     lr: float
     schedule: Schedule
+    optimizer: Optimizer
     weight_decay: float
     seed: int
     precision: Precision
@@ -67,7 +71,8 @@ class Settings:
             raise InputError(f"lr={self.lr}, weight_decay={self.weight_decay}: give lr > 0, weight_decay >= 0")
         if self.batch_size % self.processes:
             raise InputError(f"batch_size={self.batch_size}: give a multiple of {self.processes} processes")
-        for name, choices in (("schedule", get_args(Schedule)), ("backbone", get_args(Backbone))):
+        kinds = (("schedule", Schedule), ("optimizer", Optimizer), ("backbone", Backbone))
+        for name, choices in ((name, get_args(kind)) for name, kind in kinds):
             if getattr(self, name) not in choices:
                 raise InputError(f"{name}={getattr(self, name)!r}: give one of {', '.join(choices)}")
 
@@ -94,7 +99,7 @@ class History:
 
 def train(
     network: StagedNetwork,
-    data: Data,
+    data: Data | TensorData,
     *,
     loss: DepthLoss,
     task: TaskLoss = cross_entropy,
@@ -105,13 +110,14 @@ def train(
     batch_size: int = 128,
     lr: float | None = None,
     schedule: Schedule = "one-cycle",
+    optimizer: Optimizer = "sgd",
     weight_decay: float = 5e-4,
     precision: Precision = "fp32",
     backbone: Backbone = "joint",
     resume: bool = True,
     progress: bool = True,
 ) -> History:
-    """Train in place with SGD (Nesterov momentum 0.9), and write checkpoint, record and network to `out`.
+    """Train in place, and write checkpoint, record and network to `out`.
 
     A checkpoint is written after every epoch; a killed run loses the epoch it was in and nothing else, and on
     one process of the same machine ends with the same bits. Started by `torchrun` or `accelerate launch`,
@@ -119,20 +125,22 @@ def train(
 
     Args:
         network: ends on the device it was trained on, in evaluation mode.
-        data: its train split trains, its fit split (at most 5,000 images) shows progress; no other is read.
+        data: its train split trains, its fit split (at most 5,000 samples) shows progress; no other is read.
         loss: what the trunk is asked.
         task: (answer, labels) -> (n,), the loss per sample, where it is not cross-entropy; the price of `loss` is in
             its unit, and no accuracy is reported.
-        epochs: passes over the train split; images that do not fill a batch wait for the next epoch.
-        seed: of order and augmentation (crops padded by an eighth of the image, and flips where `data.flip`).
+        epochs: passes over the train split; samples that do not fill a batch wait for the next epoch.
+        seed: of order and augmentation (images alone: crops padded by an eighth, and flips where `data.flip`).
         out: folder for `checkpoint.pt`, `training.json`, and `network/` if the network has a config.
         costs: (K,) cumulative cost of each exit, in any unit; by default its share of the blocks.
         batch_size: over all processes together.
-        lr: the highest learning rate; by default 0.1 for a batch of 128, in proportion for others (Goyal et
-            al. 2017, arXiv:1706.02677).
+        lr: the highest learning rate; for SGD by default 0.1 for a batch of 128, in proportion for others (Goyal et
+            al. 2017, arXiv:1706.02677). AdamW has no default.
         schedule: "one-cycle" rises linearly from lr/25 in the first quarter, then falls to 0 as a cosine
             (Smith and Topin 2018, arXiv:1708.07120, without the cycle in momentum); "cosine" falls from the
             start.
+        optimizer: "sgd" with Nesterov momentum 0.9, or "adamw" (Loshchilov and Hutter 2019, arXiv:1711.05101), with
+            which transformers are fine-tuned.
         weight_decay: on all trained parameters.
         precision: "fp32", "bf16", "fp16" (GPUs alone), or "auto": bf16 where the hardware has it, else fp32.
         backbone: "frozen" trains the heads before the last alone, and leaves every other bit as it is.
@@ -144,6 +152,8 @@ def train(
             batch or a loss with NaN or inf.
         KeyboardInterrupt: with a message that says how to go on.
     """
+    if lr is None and optimizer != "sgd":
+        raise InputError(f"optimizer={optimizer!r} needs lr=: 5e-5 is usual to fine-tune a transformer")
     accelerator = _accelerator(precision)
     split, depth = data.splits["train"], network.exits[-1].depth
     settings = Settings(
@@ -151,6 +161,7 @@ def train(
         batch_size=batch_size,
         lr=0.1 * batch_size / 128 if lr is None else lr,
         schedule=schedule,
+        optimizer=optimizer,
         weight_decay=weight_decay,
         seed=seed,
         precision=precision,
@@ -188,7 +199,7 @@ class _Run:
         accelerator: Accelerator,
         settings: Settings,
         network: StagedNetwork,
-        data: Data,
+        data: Data | TensorData,
         loss: DepthLoss,
         task: TaskLoss,
         out: Path,
@@ -198,7 +209,7 @@ class _Run:
         self.classifies = task is cross_entropy
         split = data.splits["train"]
         self.order = torch.Generator()
-        workers = 0 if split.pixels is not None else min(8, os.cpu_count() or 1)
+        workers = 0 if split.in_memory else min(8, os.cpu_count() or 1)
         loader = DataLoader(
             split,
             settings.batch_size,
@@ -209,17 +220,11 @@ class _Run:
         )
         self.steps = len(loader)
         if self.steps == 0:
-            raise InputError(f"batch_size={settings.batch_size}, but {len(split)} images: give a smaller one")
+            raise InputError(f"batch_size={settings.batch_size}, but {len(split)} samples: give a smaller one")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)  # for the halting head
             objective = Objective(network, loss, settings.costs, frozen=settings.backbone == "frozen", task=task)
-        optimizer = torch.optim.SGD(
-            [parameter for parameter in objective.parameters() if parameter.requires_grad],
-            settings.lr,
-            momentum=0.9,
-            weight_decay=settings.weight_decay,
-            nesterov=True,
-        )
+        optimizer = _optimizer(objective, settings)
         self.model, self.optimizer, self.loader = accelerator.prepare(objective, optimizer, loader)
 
     def epoch(self, epoch: int, advance: Callable[[str], None]) -> Epoch:
@@ -232,11 +237,10 @@ class _Run:
         self.model.train()
         with torch.random.fork_rng():
             torch.manual_seed(other)  # for modules that draw: dropout, stochastic depth
-            for step, (images, labels) in enumerate(self.loader):
-                images = augment(images, generator, flip=self.data.flip, pad=self.data.image_size // 8)
-                inputs = normalise(images, self.data.mean, self.data.std)
+            for step, (held, labels) in enumerate(self.loader):
+                inputs = self.data.inputs(held, generator)
                 where = f"in epoch {epoch + 1}, batch {step + 1}"
-                _finite(inputs, f"an image {where} holds NaN or inf: correct the data")
+                _finite(inputs, f"a sample {where} holds NaN or inf: correct the data")
                 done = (epoch * self.steps + step) / (settings.epochs * self.steps)
                 losses = self._step(inputs, labels, done)
                 _finite(losses, f"the loss {where} is NaN or inf: give a smaller lr than {settings.lr:g}")
@@ -249,7 +253,7 @@ class _Run:
             self.shown = f", accuracy {accuracy[0]:.1%} at the first exit, {accuracy[-1]:.1%} at the last"
         return Epoch(tuple(means.tolist()), price, accuracy, time.monotonic() - begin)
 
-    def _step(self, inputs: Tensor, labels: Tensor, done: float) -> Float[Tensor, "n K"]:
+    def _step(self, inputs: Inputs, labels: Tensor, done: float) -> Float[Tensor, "n K"]:
         """One update; `done` is the share of the training before it. Returns the losses."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.lr * _share_of_lr(self.settings.schedule, done)
@@ -261,14 +265,14 @@ class _Run:
         return result
 
     def _accuracy(self) -> tuple[float, ...]:
-        """Of each exit, on at most 5,000 evenly spaced images of the fit split."""
+        """Of each exit, on at most 5,000 evenly spaced samples of the fit split."""
         split, device = self.data.splits["fit"], self.accelerator.device
         chosen = np.unique(np.linspace(0, len(split) - 1, 5000, dtype=np.int64)).tolist()
         hits = torch.zeros(len(self.network.exits), device=device)
         self.network.eval()
         with torch.no_grad(), self.accelerator.autocast():
-            for images, labels in DataLoader(Subset(split, chosen), batch_size=500):
-                inputs = normalise(images.to(device), self.data.mean, self.data.std)
+            for held, labels in DataLoader(Subset(split, chosen), batch_size=500):
+                inputs = self.data.inputs(tree_map(lambda tensor: tensor.to(device), held))
                 for k, logits in enumerate(self.network(inputs)):
                     hits[k] += (logits.argmax(1) == labels.to(device)).sum()
         return tuple((hits / len(chosen)).tolist())
@@ -335,6 +339,13 @@ class _Run:
         return history
 
 
+def _optimizer(objective: Objective, settings: Settings) -> torch.optim.Optimizer:
+    trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(trained, settings.lr, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(trained, settings.lr, momentum=0.9, weight_decay=settings.weight_decay, nesterov=True)
+
+
 def _read_checkpoint(path: Path) -> dict[str, Any]:
     fix = "delete it to start again"
     try:
@@ -378,6 +389,6 @@ def _share_of_lr(schedule: Schedule, done: float) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * (done - rise) / (1 - rise))
 
 
-def _finite(values: Tensor, message: str) -> None:
-    if not bool(torch.isfinite(values).all()):
+def _finite(values: Inputs, message: str) -> None:
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tree_leaves(values)):
         raise InputError(message)

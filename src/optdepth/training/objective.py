@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ..errors import InputError
-from ..networks.staged import StagedNetwork, State, hidden, residual_size
+from ..networks.staged import Inputs, StagedNetwork, State, hidden, residual_size
 from ..observe import Observer
 from ..tasks import TaskLoss, cross_entropy, losses_of
 from .depth_loss import DepthLoss, Seen
@@ -60,9 +60,9 @@ class Objective(nn.Module):
         depths = [exit.depth / network.exits[-1].depth for exit in network.exits]
         self.halting = HaltingHead(depths) if "halting" in loss.needs else None
 
-    def forward(self, inputs: Tensor, targets: Tensor, price: float) -> tuple[Float[Tensor, ""], Float[Tensor, "n K"]]:
+    def forward(self, inputs: Inputs, targets: Tensor, price: float) -> tuple[Float[Tensor, ""], Float[Tensor, "n K"]]:
         """The loss, and the detached losses of the task at the exits."""
-        gates = inputs.new_ones((len(self.network.exits), len(inputs)), dtype=torch.float32)
+        gates = torch.ones(len(self.network.exits), len(targets), device=targets.device)
         logits, residuals = self._run(inputs, gates)
         losses = torch.stack([losses_of(self.task, answer, targets) for answer in logits], 1)
         fixed = losses.detach().requires_grad_()
@@ -82,7 +82,7 @@ class Objective(nn.Module):
         return self
 
     def _run(
-        self, inputs: Tensor, gates: Float[Tensor, "K n"]
+        self, inputs: Inputs, gates: Float[Tensor, "K n"]
     ) -> tuple[list[Float[Tensor, "n classes"]], tuple[Float[Tensor, " n"] | None, ...]]:
         """Logits of all exits, their heads behind gates, and the residual sizes if a part needs them."""
         logits: list[Tensor] = []

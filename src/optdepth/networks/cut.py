@@ -1,0 +1,207 @@
+"""Any model -> StagedNetwork: traced once, cut after its residual blocks, an exit attached at each cut.
+
+One mechanism serves every family. `tracing.py` makes a graph of the model in which its blocks stay calls to the
+original's own modules; `parts.py` cuts that graph, and whatever crosses a cut (hidden states, an attention mask) is
+the state. So the parts run the same modules on the same tensors as the original does, and nothing has to be known
+about how a family builds its masks, feeds its blocks, or pools.
+
+The alternatives were tried against the same models. A chain of sibling modules called by hand needs to know every
+family's arguments between the blocks; torch.fx's own tracer stops at the masks of transformers; a graph of bare
+operators loses dropout and BatchNorm in training.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ..errors import InputError
+from .attach import Head, HeadMaker, choose, flops_of
+from .blocks import blocks_of, holders, learned_after, named_blocks, outside, residual_additions, rest_of_block
+from .parts import Cut, live, part
+from .signature import Signature, Stem, answer_of, evaluation
+from .staged import FAMILIES, Exit, Inputs, StagedNetwork, State, hidden, select
+from .tracing import Traced, trace
+
+
+def stage(
+    model: nn.Module,
+    *,
+    example: Inputs,
+    exits: Literal["auto", "all"] | int | Sequence[str] = "auto",
+    head: Head = "auto",
+    blocks: str | Sequence[str] | None = None,
+    output: str | int | None = None,
+    seed: int | None = None,
+) -> StagedNetwork:
+    """The model with exits: it shares the model's modules, and its last exit is the model, bit for bit.
+
+    The model is neither copied nor changed; train the network, and the model has been trained. That the last exit
+    equals the model, and that a sample's answer does not depend on the rest of the batch, is checked on the example
+    before the network is returned.
+
+    Args:
+        model: torchvision, timm, transformers, or your own: any module that torch.export can follow.
+        example: inputs as the model takes them, one tensor, or a tuple or dict of tensors, batch first. Batch size and
+            sequence length stay free; dtype is that of the example's run.
+        exits: "all" for one after each residual block; "auto" leaves out those whose head costs at least as much as
+            the trunk up to the next exit, which is all that stopping there rather than then can save; a number, spread
+            evenly over the trunk's cost; or names. The last block is always an exit.
+        head: "tail", a copy of what the model itself has after its last block (pooler included); "linear" and "mlp"
+            on the mean over places, padding left out; "token", linear at every token; "auto" is "tail" where the
+            state has the shape that the tail takes, else "linear". A new head's last layer is zero: it says nothing.
+        blocks: names of the blocks, or of the container that holds them; found by themselves if not given.
+        output: which of several outputs is the answer: a key or a position. By default the only one, or "logits".
+        seed: of the weights of "mlp" heads, the one head that draws any.
+
+    Returns:
+        A network in the mode of the model; `network.exits` says name, depth, state shape, and FLOPs of trunk and head.
+
+    Raises:
+        InputError: the model cannot be staged, with the reason and what would help; an unknown name.
+    """
+    if head not in get_args(Head):
+        raise InputError(f"head={head!r}: give one of {', '.join(get_args(Head))}")
+    if (head == "mlp") != (seed is not None):
+        raise InputError(f"head={head!r}, seed={seed}: head='mlp' draws weights and needs a seed, the others draw none")
+    signature = Signature.of(example)
+    run = answer_of(model, signature, output)
+    with evaluation(model):
+        expected = run(*signature.flat(example))
+        traced, before, cuts = _cuts(model, run, signature.flat(example), blocks)
+        network = _network(model, traced, before, cuts, signature, example, expected, head, seed)
+        network.config = {"family": "staged", "head": head, "blocks": blocks, "output": output, "seed": seed}
+        network = network.eval().keep(choose(network.exits, exits))
+        _check(model, network, example, expected)
+    return network.train(model.training)
+
+
+def _cuts(
+    model: nn.Module, run: Any, tensors: list[Tensor], blocks: str | Sequence[str] | None
+) -> tuple[Traced, Cut, list[Cut]]:
+    """The model's graph, the cut before its first block, and one after each block."""
+    if blocks is not None:
+        names = named_blocks(model, blocks)
+    else:
+        plain = trace(model, run, tensors, ())
+        additions = residual_additions(plain.graph)
+        names = blocks_of(model, additions)
+        if not names and additions:
+            held = holders(additions)
+            inside = [name for name, _ in model.named_modules() if name and name not in held]
+            traced = trace(model, run, tensors, inside)
+            return _after_additions(traced)
+        if not names and isinstance(model, nn.Sequential):
+            names = [name for name, _ in model.named_children()]
+    if not names:
+        raise InputError(
+            f"{type(model).__name__} has no residual additions to cut at; name its blocks with blocks=[...]"
+        )
+    traced = trace(model, run, tensors, outside(model, names))
+    return _after_blocks(model, traced, names, chain=blocks is None and isinstance(model, nn.Sequential))
+
+
+def _after_blocks(model: nn.Module, traced: Traced, names: list[str], *, chain: bool) -> tuple[Traced, Cut, list[Cut]]:
+    """Cuts after every call of the blocks named; in a chain of any modules, activations stay with theirs."""
+    order = {node: i for i, node in enumerate(traced.graph.nodes)}
+    calls = [call for call in traced.calls if call[0] in names and call[2]]
+    if missing := [name for name in names if name not in {name for name, *_ in calls}]:
+        raise InputError(f"the model does not call its submodule {missing[0]} on the example; name other blocks")
+    cuts: list[Cut] = []
+    for name, _, made in calls:
+        end = rest_of_block(made[0], traced.owned) if chain else made[0]
+        if end in {cut.hidden for cut in cuts} or (chain and not learned_after(traced.graph, end)):
+            continue
+        times = 1 + sum(cut.name.partition("#")[0] == name for cut in cuts)
+        place = max(order[node] for node in (end, *made))
+        cuts.append(Cut(f"{name}#{times}" if times > 1 else name, end, place))
+    first = calls[0][1]
+    entering = next(node for node in first.all_input_nodes if isinstance(node.meta.get("val"), Tensor))
+    return traced, Cut("", entering, order[first] - 1), cuts
+
+
+def _after_additions(traced: Traced) -> tuple[Traced, Cut, list[Cut]]:
+    """Cuts after every residual addition, and the activation on it, where no module holds a block."""
+    order = {node: i for i, node in enumerate(traced.graph.nodes)}
+    additions = residual_additions(traced.graph)
+    ends = [rest_of_block(node, traced.owned) for node in additions]
+    origin = next(iter(additions.values()))
+    cuts = [Cut(node.name, end, order[end]) for node, end in zip(additions, ends, strict=True)]
+    return traced, Cut("", origin, order[origin]), cuts
+
+
+def _network(
+    model: nn.Module,
+    traced: Traced,
+    before: Cut,
+    cuts: list[Cut],
+    signature: Signature,
+    example: Inputs,
+    answer: Tensor,
+    head: Head,
+    seed: int | None,
+) -> StagedNetwork:
+    """A network with an exit at every cut."""
+    mask = traced.inputs[signature.names.index("attention_mask")] if "attention_mask" in signature.names else None
+    pooled = [mask] if mask is not None and head in ("linear", "mlp") else []
+    layouts = [live(traced, cut, pooled) for cut in (before, *cuts)]
+    stem = Stem(part(traced, traced.inputs, layouts[0], first=True), signature, traced.inputs)
+    stages = [part(traced, *pair) for pair in itertools.pairwise(layouts)]
+    tail = part(traced, layouts[-1], [traced.output], last=True)
+    maker = HeadMaker(model, traced, cuts, layouts[1:], mask)
+    heads, exits = [], []
+    trunk, state = flops_of(stem, example)
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        for k, (cut, run) in enumerate(zip(cuts, stages, strict=True)):
+            given, versions = state, _versions(state)
+            cost, state = flops_of(run, given)
+            if _versions(given) != versions:
+                stages[k] = part(traced, layouts[k], layouts[k + 1], fresh=True)
+            trunk += cost
+            made = tail if k == len(cuts) - 1 else maker.make(k, state, answer, head, tail)
+            look, _ = flops_of(made, state)
+            n = len(hidden(state))
+            exits.append(Exit(cut.name, k + 1, tuple(hidden(state).shape[1:]), trunk / n, look / n))
+            heads.append(made)
+    return StagedNetwork(stem, stages, heads, exits)
+
+
+def _versions(state: State) -> list[int]:
+    """Numbers that change when somebody writes into a state."""
+    return [tensor._version for tensor in tree_leaves(state)]
+
+
+def _check(model: nn.Module, network: StagedNetwork, example: Inputs, expected: Tensor) -> None:
+    """The last exit is the model, and a sample alone is answered as it is among others."""
+    name = type(model).__name__
+    answer = network.full(example)
+    if not torch.equal(answer, expected):
+        gap = float((answer.float() - expected.float()).abs().max())
+        raise InputError(f"{name} in parts differs from itself by {gap:.3g}; name other blocks with blocks=[...]")
+    last = len(expected) - 1
+    state = select(network.start(example), torch.tensor([last], device=expected.device))
+    for run in network.stages:
+        state = run(state)
+    alone = network.answer(state, len(network.exits) - 1)[0].float()
+    gap = float((alone - expected[last].float()).abs().max() / expected.float().abs().max().clamp_min(1e-12))
+    if not gap <= (1e-3 if expected.dtype in (torch.float32, torch.float64) else 5e-2):
+        raise InputError(
+            f"{name} answers sample {last} of the example otherwise when it is alone (by {gap:.2g} of the largest "
+            "answer): its samples influence each other, so none may leave the batch"
+        )
+
+
+def _again(model: nn.Module | None = None, example: Inputs = None, **arguments: Any) -> StagedNetwork:
+    if model is None or example is None:
+        raise InputError("the network was staged from a model: give load_network that model=, and an example=")
+    return stage(model, example=example, **arguments)
+
+
+FAMILIES["staged"] = _again

@@ -1,0 +1,117 @@
+"""Models of other people, small and with random weights, and inputs for them."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+
+def library(name: str) -> ModuleType:
+    """torchvision, timm or transformers; skips where it is not installed."""
+    _torchvision()
+    return pytest.importorskip(name, reason=f"{name} is not installed: pip install 'optdepth[vision,text]'")
+
+
+def _torchvision() -> None:
+    """Makes torchvision importable beside a build of torch that its compiled operators were not made for.
+
+    They are then missing, and the import fails on the schemas of two of them, which no model here calls.
+    """
+    if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is None:
+        return
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        for name in ("nms", "qnms"):
+            _SCHEMAS.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        importlib.import_module("torchvision")
+
+
+_SCHEMAS = torch.library.Library("torchvision", "FRAGMENT")
+SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+TEXT = {"vocab_size": 60, "max_position_embeddings": 24}
+
+
+def _torchvision_model(name: str, **sizes: Any) -> nn.Module:
+    return getattr(library("torchvision").models, name)(num_classes=5, **sizes)
+
+
+def _torchvision_resnet(block: str, **sizes: Any) -> nn.Module:
+    resnet = library("torchvision").models.resnet
+    return resnet.ResNet(getattr(resnet, block), [1, 2, 1, 1], num_classes=5, **sizes)
+
+
+def _torchvision_vit() -> nn.Module:
+    make = library("torchvision").models.VisionTransformer
+    vit = make(32, 8, 3, 4, 32, 48, dropout=0.1, num_classes=5)
+    nn.init.normal_(vit.heads.head.weight)  # it starts at zero, and then every answer is the same
+    return vit
+
+
+def _timm(name: str, **sizes: Any) -> nn.Module:
+    return library("timm").create_model(name, num_classes=5, **sizes)
+
+
+def _transformers(kind: str, task: str, **sizes: Any) -> nn.Module:
+    transformers = library("transformers")
+    config = getattr(transformers, f"{kind}Config")(num_labels=5, **sizes)
+    return getattr(transformers, f"{kind}For{task}")(config)
+
+
+IMAGES: dict[str, Callable[[], nn.Module]] = {
+    "torchvision resnet": lambda: _torchvision_resnet("BasicBlock"),
+    "torchvision resnext": lambda: _torchvision_resnet("Bottleneck", groups=4, width_per_group=4),
+    "torchvision wide resnet": lambda: _torchvision_resnet("Bottleneck", width_per_group=128),
+    "torchvision vit": _torchvision_vit,
+    "timm resnet": lambda: _timm("resnet10t"),
+    "timm convnext": lambda: _timm("convnext_atto", depths=(1, 1, 2, 1), drop_path_rate=0.2),
+    "timm regnet": lambda: _timm("regnety_002"),
+    "timm vit": lambda: _timm("vit_tiny_patch16_224", img_size=32, depth=3, drop_path_rate=0.2),
+    "timm deit": lambda: _timm("deit_tiny_distilled_patch16_224", img_size=32, depth=3, drop_path_rate=0.2),
+    "transformers resnet": lambda: _transformers(
+        "ResNet", "ImageClassification", embedding_size=8, hidden_sizes=[8, 16], depths=[2, 2], layer_type="basic"
+    ),
+    "transformers vit": lambda: _transformers(
+        "ViT", "ImageClassification", image_size=32, patch_size=8, hidden_dropout_prob=0.1, **SIZES
+    ),
+}
+TOKENS: dict[str, Callable[[], nn.Module]] = {
+    "transformers bert": lambda: _transformers("Bert", "SequenceClassification", **SIZES, **TEXT),
+    "transformers bert, eager": lambda: _transformers(
+        "Bert", "SequenceClassification", attn_implementation="eager", **SIZES, **TEXT
+    ),
+    "transformers distilbert": lambda: _transformers(
+        "DistilBert", "SequenceClassification", dim=32, n_layers=3, n_heads=4, hidden_dim=48, **TEXT
+    ),
+    "transformers roberta": lambda: _transformers("Roberta", "SequenceClassification", **SIZES, **TEXT),
+    "transformers bert, per token": lambda: _transformers("Bert", "TokenClassification", **SIZES, **TEXT),
+}
+
+
+def images(n: int = 3, size: int = 32) -> Tensor:
+    """(n, 3, size, size)."""
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def tokens(lengths: tuple[int, ...] = (9, 5, 7)) -> dict[str, Tensor]:
+    """Sentences of the lengths given, padded to the longest."""
+    ids = torch.randint(5, 60, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(1))
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    return {"input_ids": torch.where(mask.bool(), ids, 1), "attention_mask": mask}  # RoBERTa's padding is 1
+
+
+def build(name: str) -> tuple[nn.Module, Any]:
+    """The model of that name in evaluation mode, seeded, and an example."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = {**IMAGES, **TOKENS}[name]()
+    return model.eval(), tokens() if name in TOKENS else images()
