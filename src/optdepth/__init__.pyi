@@ -1,8 +1,12 @@
 from .costs import flops, latency
 from .data import load_data
 from .errors import InputError
+from .inference.budget import BudgetedEngine
 from .inference.endless import endless
 from .inference.engine import Answer, Engine
+from .inference.monitor import Monitor
+from .inference.stream import stream
+from .inference.timings import Timings
 from .networks import StagedNetwork, load_network, looped, resnet, unrolled
 from .recall import best_recall
 from .record import record
@@ -12,6 +16,7 @@ from .stopping.certify import Certificate, certified
 from .stopping.evaluate import Evaluation, evaluate
 from .stopping.finite import finite_depth
 from .stopping.lookahead import lookahead
+from .stopping.placed import placed
 from .stopping.placement import place
 from .stopping.rule import FixedDepth, Rule
 from .stopping.snell import snell, snell_family
@@ -22,6 +27,7 @@ from .training.loop import train
 
 __all__ = [
     "Answer",
+    "BudgetedEngine",
     "Certificate",
     "Costs",
     "DepthLoss",
@@ -29,8 +35,10 @@ __all__ = [
     "Evaluation",
     "FixedDepth",
     "InputError",
+    "Monitor",
     "Rule",
     "StagedNetwork",
+    "Timings",
     "Trace",
     "best_recall",
     "certified",
@@ -48,12 +56,14 @@ __all__ = [
     "looped",
     "patience",
     "place",
+    "placed",
     "prophet",
     "record",
     "resnet",
     "snell",
     "snell_family",
     "stationary",
+    "stream",
     "train",
     "unrolled",
 ]
