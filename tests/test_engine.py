@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from optdepth.costs import flops, latency
 from optdepth.errors import InputError
 from optdepth.inference.clock import clock
-from optdepth.inference.engine import Engine
+from optdepth.inference.engine import Answer, Engine
+from optdepth.inference.timings import Timings
 from optdepth.networks import StagedNetwork, resnet
+from optdepth.networks.staged import select
 from optdepth.record import record
 from optdepth.stopping.baselines import confidence, entropy, patience
 from optdepth.stopping.lookahead import lookahead
@@ -195,6 +197,123 @@ def test_clock_promises_what_the_costs_say(setting: Setting) -> None:
     assert fixed.saving == pytest.approx(1 / setting.trace.costs.paid([True, False, False])[0])
     with pytest.raises(InputError, match="batch sizes"):
         clock(setting.network, rules, setting.inputs[:4], batches=[8])
+
+
+def same(found: Answer, expected: Answer) -> None:
+    assert torch.equal(found.exit, expected.exit)
+    assert torch.equal(found.cost, expected.cost)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("size", [1, 3, 16, 40, 100])
+def test_fixed_sizes_change_no_answer(setting: Setting, name: str, size: int) -> None:
+    network, stages, heads = counted(setting.network)
+    rule, inputs = anywhere(setting.rules[name]), setting.inputs[200 : 200 + size]
+    expected = Engine(network, rule)(inputs)
+    for module in (*stages, *heads):
+        module.sizes.clear()
+    same(Engine(network, rule, sizes=(4, 16, 40))(inputs), expected)
+    assert {size for module in (*stages, *heads) for size in module.sizes} <= {4, 16, 40}
+
+
+def test_compacting_waits_until_it_pays(setting: Setting) -> None:
+    network, stages, _ = counted(setting.network)
+    rule, inputs = anywhere(setting.rules["snell"]), setting.inputs[200:264]
+    expected = Engine(network, rule)(inputs)
+    survivors = [int((expected.exit >= k).sum()) for k in range(3)]
+    for gather, sizes in ((0.0, survivors), (1e9, [64, 64, 64])):
+        for stage in stages:
+            stage.sizes.clear()
+        ones = np.ones((3, 2))
+        timings = Timings(network.fingerprint(), np.array([1.0, 64.0]), ones * [1, 64], gather * ones)
+        same(Engine(network, rule, timings=timings)(inputs), expected)
+        assert [stage.sizes for stage in stages] == [[size] for size in sizes]
+
+
+def test_measured_timings_are_of_this_network(setting: Setting) -> None:
+    timings = Timings.measure(setting.network, setting.inputs[:2], sizes=(1, 8), repeats=3)
+    assert timings.stages.shape == timings.gathers.shape == (3, 2)
+    assert (timings.stages > 0).all()
+    same(
+        Engine(setting.network, setting.rules["snell"], timings=timings)(setting.inputs[200:264]),
+        Engine(setting.network, setting.rules["snell"])(setting.inputs[200:264]),
+    )
+    with pytest.raises(InputError, match="measure them again"):
+        Engine(
+            resnet(8, classes=4, channels=1, width=8, seed=3),
+            anywhere(FixedDepth(Origin.of(setting.fit), 0)),
+            timings=timings,
+        )
+    with pytest.raises(InputError, match="at least two batch sizes"):
+        Timings.measure(setting.network, setting.inputs[:2], sizes=(4,))
+
+
+def test_a_call_may_name_a_price(setting: Setting) -> None:
+    rules = [confidence(setting.fit, price=price) for price in (0.02, 0.3)]
+    engine, inputs = Engine(setting.network, rules), setting.inputs[200:264]
+    for rule in rules:
+        same(engine(inputs, price=rule.origin.price), Engine(setting.network, rule)(inputs))
+    same(engine(inputs), engine(inputs, price=0.02))
+    with pytest.raises(InputError, match=r"no rule at price 0.1; the engine has 0.02, 0.3"):
+        engine(inputs, price=0.1)
+    with pytest.raises(InputError, match="give one rule a price"):
+        Engine(setting.network, [rules[0], rules[0]])
+
+
+@pytest.mark.parametrize("size", [1, 64])
+def test_a_deadline_degrades_to_the_exit_reached(setting: Setting, size: int) -> None:
+    engine, inputs = Engine(setting.network, setting.rules["snell"]), setting.inputs[200 : 200 + size]
+    same(engine(inputs, deadline=1e6), engine(inputs))
+    late = engine(inputs, deadline=0.0)
+    assert (late.exit == 0).all()
+    torch.testing.assert_close(late.logits, setting.logits[200 : 200 + size, 0], rtol=1e-4, atol=1e-4)
+    slow = Timings(
+        setting.network.fingerprint(), np.array([1.0, 64.0]), np.full((3, 2), [[1.0], [1.0], [1e9]]), np.zeros((3, 2))
+    )
+    foresees = Engine(setting.network, setting.rules["snell"], timings=slow)(inputs, deadline=1e6)
+    assert int(foresees.exit.max()) == min(1, int(engine(inputs).exit.max()))
+
+
+def test_what_an_engine_cannot_be_made_of_is_refused(setting: Setting) -> None:
+    rule = setting.rules["snell"]
+    for sizes in ((), (0, 4), (8, 8)):
+        with pytest.raises(InputError, match="must rise from 1 on"):
+            Engine(setting.network, rule, sizes=sizes)
+    with pytest.raises(InputError, match="compile=True needs sizes="):
+        Engine(setting.network, rule, compile=True)
+    with pytest.raises(InputError, match="empty list"):
+        Engine(setting.network, [])
+
+
+def test_gathering_keeps_values_and_layout() -> None:
+    index = torch.tensor([4, 0, 2])
+    for tensor in (
+        torch.randn(5, 3, 4, 4).contiguous(memory_format=torch.channels_last),
+        torch.randn(5, 3, 4, 4),
+        torch.randn(5, 2),
+    ):
+        found = select({"x": tensor}, index)["x"]
+        assert torch.equal(found, tensor[index])
+        assert found.stride()[1:] == tensor.stride()[1:]
+        assert torch.equal(select(tensor, torch.tensor([True, False, True, True, False])), tensor[[0, 2, 3]])
+
+
+@pytest.mark.slow
+def test_compiled_stages_are_whole_graphs_and_are_not_compiled_again(setting: Setting) -> None:
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    rule = setting.rules["snell"]
+    engine = Engine(setting.network, rule, sizes=(1, 8, 32), compile=True)
+    engine.warm(setting.inputs[:1])
+    assert counters["stats"]["unique_graphs"] > 0
+    counters.clear()
+    plain = Engine(setting.network, rule)
+    for size in (1, 2, 5, 8, 13, 32, 70):
+        same(engine(setting.inputs[200 : 200 + size]), plain(setting.inputs[200 : 200 + size]))
+    assert not counters["graph_break"]
+    assert counters["stats"].get("unique_graphs", 0) == 0
 
 
 def test_answer_depends_on_no_neighbour(setting: Setting) -> None:

@@ -4,8 +4,12 @@ from .continuous.problem import StoppingProblem
 from .costs import flops, latency
 from .data import load_data
 from .errors import InputError
+from .inference.budget import BudgetedEngine
 from .inference.endless import endless
 from .inference.engine import Answer, Engine
+from .inference.monitor import Monitor
+from .inference.stream import stream
+from .inference.timings import Timings
 from .networks import StagedNetwork, load_network, looped, neural_ode, resnet, stage, unrolled
 from .recall import best_recall
 from .record import record
@@ -15,6 +19,7 @@ from .stopping.certify import Certificate, certified
 from .stopping.evaluate import Evaluation, evaluate
 from .stopping.finite import finite_depth
 from .stopping.lookahead import lookahead
+from .stopping.placed import placed
 from .stopping.placement import place
 from .stopping.rule import FixedDepth, Rule
 from .stopping.snell import snell, snell_family
@@ -26,6 +31,7 @@ from .training.loop import train
 
 __all__ = [
     "Answer",
+    "BudgetedEngine",
     "Certificate",
     "Costs",
     "DepthLoss",
@@ -34,10 +40,12 @@ __all__ = [
     "FixedDepth",
     "FlowEngine",
     "InputError",
+    "Monitor",
     "Rule",
     "StagedNetwork",
     "StoppingProblem",
     "TensorData",
+    "Timings",
     "Trace",
     "best_recall",
     "certified",
@@ -57,6 +65,7 @@ __all__ = [
     "neural_ode",
     "patience",
     "place",
+    "placed",
     "prophet",
     "record",
     "resnet",
@@ -64,6 +73,7 @@ __all__ = [
     "snell_family",
     "stage",
     "stationary",
+    "stream",
     "train",
     "unrolled",
 ]

@@ -1,4 +1,4 @@
-"""The command line: `optdepth demo | train | record | solve | evaluate | report | continuous`."""
+"""The command line: `optdepth demo | train | record | solve | evaluate | report | export | continuous`."""
 
 from __future__ import annotations
 
@@ -265,6 +265,24 @@ def continuous(
         return
     for result in results:
         _out.print(f"{result['problem']}: {result['said']}; see {result['picture']}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(help="Folder of the bundle; an older bundle in it is replaced.")],
+    rule: Annotated[str, typer.Option(help="Name of the solved rule to export.")] = "snell",
+    as_json: AsJson = False,
+) -> None:
+    """Writes network and rule as ONNX graphs that are served without torch, and checks them against the engine."""
+    from .workflow import Run, export_run
+
+    here = Run(run)
+    bundle = export_run(here, rule=rule, out=out)
+    here.note(_command())
+    result = {"folder": str(bundle.folder), "graphs": bundle.graphs, "bytes": bundle.bytes, "samples": bundle.samples}
+    said = f"{bundle}; serve it: optdepth.export.runtime.Runtime({str(out)!r})(inputs)"
+    _show(as_json, result | {"difference": bundle.difference}, said)
 
 
 def main() -> None:

@@ -64,9 +64,9 @@ def latency(
         times: list[float] = []
 
         def measured(work: Callable[[], Tensor], times: list[float] = times) -> Tensor:
-            begin = _now(first.device)
+            begin = now(first.device)
             result = work()
-            times.append(1e3 * (_now(first.device) - begin) / len(first))
+            times.append(1e3 * (now(first.device) - begin) / len(first))
             return result
 
         _walk(network, example, measured, observer)
@@ -111,7 +111,8 @@ def _costs(parts: np.ndarray, unit: str) -> Costs:
     return Costs.of(np.cumsum(stages), parts[2::2], 0.0, unit)
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """Seconds on the clock, with all work on the device done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

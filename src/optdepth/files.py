@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
-
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as tensor_bytes
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
+
+if TYPE_CHECKING:  # a bundle is read where there is no torch
+    from torch import Tensor
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -32,6 +31,8 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
     """Writes tensors and a JSON description of them to one safetensors file; tensors that share memory, each whole."""
+    from safetensors.torch import save as tensor_bytes
+
     held: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, value in tensors.items():
@@ -59,6 +60,8 @@ def read_json(path: Path, *, format: str, version: int, make_it: str) -> dict[st
 
 def read_tensors(path: Path, *, format: str, version: int, make_it: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads what `write_tensors` wrote: the tensors and their description."""
+    from safetensors import SafetensorError, safe_open
+
     if not path.is_file():
         raise InputError(f"no such file: {path}; {make_it}")
     try:

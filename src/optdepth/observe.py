@@ -8,8 +8,9 @@ batch sizes every operation is time on the clock.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -36,8 +37,9 @@ FEATURES_OF: dict[Answers, tuple[str, ...]] = {
 }
 """What is recorded of each kind of answer. Besides, "residual" is of the state, whatever the answer."""
 
-Memory = dict[str, Tensor]
-"""What an observer carries from one exit to the next; every tensor has the batch as its first dimension."""
+Memory = dict[str, Any]
+"""What an observer carries from one exit to the next; every tensor has the batch as its first dimension. An observer
+of one sample carries plain numbers."""
 
 
 class Observer:
@@ -85,7 +87,40 @@ class Observer:
             columns["level"] = after["answer"].mean(1)
         if residual is not None:
             columns["residual"] = residual.float()
+        if len(self.features) == 1:
+            return columns[self.features[0]].float().unsqueeze(-1), after
         return torch.stack([columns[name] for name in self.features], dim=-1), after
+
+    @property
+    def sees_one(self) -> bool:
+        """Whether `one` has all the features: those of one class distribution."""
+        return set(self.features) <= set(FEATURES_OF["classes"])
+
+    def one(self, logits: Float[Tensor, "1 C"], memory: Memory) -> tuple[list[float], Memory]:
+        """The features of a single sample as Python numbers, from the same probabilities.
+
+        Numbers are rounded to float32, so that a threshold meets what it was tuned on.
+        """
+        scores = logits.float()
+        shares: list[float] = (scores.softmax(-1) if self._needs_probabilities else scores)[0].tolist()
+        after: Memory = {}
+        found: dict[str, float] = {"confidence": max(shares)}
+        if "margin" in self.features:
+            second, first = sorted(shares)[-2:]
+            found["margin"] = first - second
+        if "entropy" in self.features:
+            found["entropy"] = -sum([p * math.log(p) for p in shares if p > 0.0]) / math.log(len(shares))
+        if "streak" in self.features:
+            after["prediction"] = shares.index(found["confidence"])
+            same = after["prediction"] == memory.get("prediction")
+            after["streak"] = found["streak"] = memory["streak"] + 1.0 if same else 1.0
+        if "divergence" in self.features:
+            after["probabilities"] = shares
+            earlier = memory.get("probabilities")
+            found["divergence"] = (
+                1.0 if earlier is None else sum([abs(p - q) for p, q in zip(shares, earlier, strict=True)]) / 2
+            )
+        return array("f", [found[name] for name in self.features]).tolist(), after
 
     def _see_classes(self, logits: Tensor, memory: Memory, columns: dict[str, Tensor], after: Memory) -> None:
         if logits.ndim < 2 or logits.shape[-1] < 2:

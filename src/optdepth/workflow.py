@@ -12,7 +12,7 @@ import json
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -34,6 +34,9 @@ from .stopping.frontier import FAMILIES
 from .stopping.price import solve_at
 from .stopping.rule import FixedDepth, Origin, Rule
 from .trace import Trace
+
+if TYPE_CHECKING:
+    from .export.onnx import Bundle
 
 _FORMAT, _VERSION = "optdepth.run", 1
 _JUDGED = "optdepth.evaluation"
@@ -175,6 +178,21 @@ def evaluate_run(run: Run, *, clocked: list[int], repeats: int, progress: bool) 
     result["versions"] = versions()
     write_json(run.folder / "evaluation.json", {"format": _JUDGED, "version": 1, **result})
     return result
+
+
+def export_run(run: Run, *, rule: str, out: Path) -> Bundle:
+    """Writes network and rule as a bundle, checked on 64 samples of the fit split.
+
+    Args:
+        rule: name of one that was solved, such as "snell".
+    """
+    from .export.onnx import export
+
+    solved = run.rules()
+    if rule not in solved:
+        raise InputError(f"no rule {rule!r} in {run.folder}; it has {', '.join(solved)}")
+    network = run.network().cpu()
+    return export(network, solved[rule].cpu(), next(run.data().batches("fit", 64))[0], out)
 
 
 def versions() -> dict[str, str]:

@@ -26,8 +26,9 @@ class Clocked:
     """One rule at one batch size.
 
     Attributes:
-        full, engine: milliseconds a sample, medians over the repeats; `full` is the network without exits.
-        speedup: median over the repeats of full / engine, measured side by side.
+        full, engine: milliseconds a sample, of every batch the median over the repeats; `full` is the network without
+            exits.
+        speedup: full / engine, measured side by side.
         saving: full cost / mean cost on the same samples: the speed-up that the costs promise.
     """
 
@@ -48,13 +49,13 @@ def clock(
     repeats: int = 5,
     progress: bool = False,
 ) -> list[Clocked]:
-    """Times every rule's engine and the network without exits on the same inputs, taking turns.
+    """Times every rule's engine and the network without exits on the same inputs, see `times`.
 
     Args:
         inputs: N samples of the mix that is served, a tensor (N, ...) or a tuple or dict of such, on the network's
             device.
         batches: sizes to time; 1,024 inputs a turn are cut into batches of that size, 128 at batch 1.
-        repeats: turns; figures are medians over them.
+        repeats: turns.
         progress: a bar on stderr.
     """
     samples = len(hidden(inputs))
@@ -64,47 +65,48 @@ def clock(
     engines = {name: Engine(network, rule) for name, rule in rules.items()}
     rows = []
     for size in batches:
-        chunks = [_slice(inputs, i, i + size) for i in range(0, samples - size + 1, size)][
-            : max(4, min(128, _SAMPLES // size))
-        ]
-        full: list[float] = []
-        times: dict[str, list[float]] = {name: [] for name in engines}
+        count = max(4, min(128, _SAMPLES // size))
+        chunks = [_slice(inputs, i, i + size) for i in range(0, samples - size + 1, size)][:count]
+        # The network without exits runs first of all: a rule may bear any name.
+        serves: list[Serve] = [network.full, *engines.values()]
         said = f"timing batches of {size}"
-        for turn in shown_steps(range(repeats + 1), said, shown=progress):
-            spent = {name: _timed(engine, chunks) for name, engine in engines.items()}
-            alone = _timed(network.full, chunks)
-            if turn == 0:  # warms up
-                continue
-            full.append(alone)
-            for name in engines:
-                times[name].append(spent[name])
-        for name, engine in engines.items():
+        full, *spent = times(serves, chunks, repeats, said=said if progress else "")
+        for (name, engine), each in zip(engines.items(), spent, strict=True):
             paid = torch.cat([engine(chunk).cost for chunk in chunks])
-            rows.append(
-                Clocked(
-                    method=name,
-                    batch=size,
-                    full=float(np.median(full)),
-                    engine=float(np.median(times[name])),
-                    speedup=float(np.median(np.divide(full, times[name]))),
-                    saving=engine.rule.origin.costs.full / float(paid.mean()),
-                )
-            )
+            saving = engine.rule.origin.costs.full / float(paid.mean())
+            rows.append(Clocked(name, size, full, each, speedup=full / each, saving=saving))
     return rows
 
 
+Serve = Callable[[Inputs], object]
+
+
 @torch.inference_mode()
-def _timed(serve: Callable[[Inputs], object], chunks: Sequence[Inputs]) -> float:
-    """Milliseconds a sample."""
+def times(serves: Sequence[Serve], chunks: Sequence[Inputs], repeats: int, *, said: str = "") -> list[float]:
+    """Milliseconds a sample of each way to serve the same batches.
+
+    They take turns batch by batch, in an order that rotates, so that a slow moment of the machine falls on all of them,
+    and of every batch the median over the turns counts.
+
+    Args:
+        said: of a bar on stderr; none where empty.
+    """
+    spent = np.empty((repeats + 1, len(chunks), len(serves)))
     cuda = hidden(chunks[0]).is_cuda
-    if cuda:
-        torch.cuda.synchronize()
-    begin = time.perf_counter()
-    for chunk in chunks:
-        serve(chunk)
-    if cuda:
-        torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - begin) / sum(len(hidden(chunk)) for chunk in chunks)
+    for turn in shown_steps(range(repeats + 1), said, shown=bool(said)):
+        for i, chunk in enumerate(chunks):
+            for j in range(len(serves)):
+                which = (i + j + turn) % len(serves)
+                if cuda:
+                    torch.cuda.synchronize()
+                begin = time.perf_counter()
+                serves[which](chunk)
+                if cuda:
+                    torch.cuda.synchronize()
+                spent[turn, i, which] = time.perf_counter() - begin
+    middle = np.median(spent[1:], axis=0)  # the first turn warms up
+    each: list[float] = (1e3 * middle.sum(axis=0) / sum(len(hidden(chunk)) for chunk in chunks)).tolist()
+    return each
 
 
 def _slice(inputs: Inputs, first: int, end: int) -> Inputs:

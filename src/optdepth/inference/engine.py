@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import time
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
+from ..costs import now
 from ..errors import InputError
 from ..networks import StagedNetwork
-from ..networks.staged import Inputs, State, hidden, residual_size, select
-from ..observe import Memory, Observer
+from ..networks.staged import Inputs, State, hidden, select
+from ..observe import Memory
 from ..recall import Recall
 from ..record import check_finite
 from ..stopping.rule import Rule
+from .compiled import compiled
+from .flight import Flight
+from .look import Look
+from .timings import Timings
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,12 +32,12 @@ class Answer:
     """What an engine answers.
 
     Attributes:
-        logits: (n, C) of the exit each sample stopped at; its answer (n, ...) where the task is not classification.
+        logits: (n, C) of the exit each sample stopped at.
         exit: (n,) that exit, 0-based.
         cost: (n,) what the sample paid, in `unit`.
     """
 
-    logits: Float[Tensor, "n ..."]
+    logits: Float[Tensor, "n C"]
     exit: Int[Tensor, " n"]
     cost: Float[Tensor, " n"]
     unit: str
@@ -44,74 +54,206 @@ class Engine:
 
     At every exit the rule looks at, the samples that stop are answered and the survivors are gathered, so that
     the layers behind run on survivors alone, and on none when all have stopped. One number, how many stop, goes to
-    Python at each of those exits; nothing is done sample by sample. The network is put into evaluation mode.
+    Python at each of those exits (on a GPU that is its one synchronisation a look, and the check of the inputs is one
+    more a call); nothing is done sample by sample. The network is put into evaluation mode.
+
+    Args:
+        network: with K exits.
+        rule: solved for it; or several, solved at different prices, of which each call names one.
+        timings: measured on this machine, see `Timings.measure`. Survivors are then gathered only where that saves more
+            than it costs; without them, at every exit where a sample stops.
+        sizes: batch sizes to run on, rising. Batches are filled up to the next of them, with samples already answered,
+            so that code compiled or captured for a few shapes serves all batches; a larger one is cut. None: any size.
+        compile: the stages and heads through `torch.compile`, without graph breaks, each once for every one of `sizes`.
 
     Raises:
-        InputError: the rule was solved for another network.
+        InputError: the rule was solved for another network, or sizes that do not rise from 1 on.
     """
 
-    def __init__(self, network: StagedNetwork, rule: Rule) -> None:
-        rule.check(network.fingerprint(), len(network.exits))
+    def __init__(
+        self,
+        network: StagedNetwork,
+        rule: Rule | Sequence[Rule],
+        *,
+        timings: Timings | None = None,
+        sizes: Sequence[int] | None = None,
+        compile: bool = False,
+    ) -> None:
+        rules = [rule] if isinstance(rule, Rule) else list(rule)
+        if not rules:
+            raise InputError("an engine needs a rule; got an empty list")
+        fingerprint, self.last = network.fingerprint(), len(network.exits) - 1
+        for each in rules:
+            each.check(fingerprint, len(network.exits))
+        if timings is not None:
+            timings.check(fingerprint)
+        if sizes is not None and (not sizes or sizes[0] < 1 or any(a >= b for a, b in pairwise(sizes))):
+            raise InputError(f"sizes {list(sizes)} must rise from 1 on, such as 1, 8, 64")
+        if compile and sizes is None:
+            raise InputError("compile=True needs sizes=, the batch sizes to compile for, such as sizes=(1, 8, 64)")
+        self.network, self.rule = network.eval(), rules[0]
+        self.sizes = None if sizes is None else tuple(sizes)
+        self.timings = timings
         device = next(network.parameters()).device
-        self.network = network.eval()
-        self.rule = rule.to(device)
-        self._observer = Observer(rule.features) if rule.features else None
-        self._recall = Recall(rule.origin.recall, len(network.exits))
-        self._paid = torch.as_tensor(rule.origin.costs.paid(rule.looks), device=device)
+        self._plans = {each.origin.price: Plan(each.to(device), device) for each in rules}
+        if len(self._plans) < len(rules):
+            raise InputError(f"{len(rules)} rules at {len(self._plans)} prices: give one rule a price")
+        modules = (network.stem, *network.stages, *network.heads)
+        parts = compiled(modules, len(self.sizes)) if compile and self.sizes else list(modules)
+        self.stem, self.stages, self.heads = parts[0], parts[1 : self.last + 2], parts[self.last + 2 :]
 
     @torch.inference_mode()
-    def __call__(self, inputs: Inputs) -> Answer:
+    def __call__(self, inputs: Inputs, *, price: float | None = None, deadline: float | None = None) -> Answer:
         """Answers a batch; the answers, exits and costs do not depend on who else is in it.
 
         Args:
             inputs: a tensor (n, ...), or a tuple or dict of such, n >= 1, finite, on the network's device.
+            price: of the rule to use, where the engine has several; the first when not given.
+            deadline: milliseconds from now. Samples that have not stopped when going on would pass it are answered by
+                the exit they have reached alone: one stage may run beyond it without `timings`, none with them as they
+                were measured. Exits then depend on the clock. The first exit is always reached.
+
+        Raises:
+            InputError: no samples, NaN or infinity, or a price that no rule was solved at.
         """
+        end = None if deadline is None else time.perf_counter() + deadline / 1e3
         samples = len(hidden(inputs))
         if samples == 0:
             raise InputError("an empty batch has no answers")
+        plan = self.plan(price)
         check_finite(inputs)
-        network, last = self.network, len(self.network.exits) - 1
-        exit = torch.full((samples,), last, device=self._paid.device)
-        place: Tensor | None = None  # of the survivors in the batch; None while all survive
-        answers: Tensor | None = None
+        most = samples if self.sizes is None else self.sizes[-1]
+        if samples > most:
+            rows = torch.arange(samples, device=hidden(inputs).device)
+            return _joined([self._serve(select(inputs, part), plan, end) for part in rows.split(most)])
+        return self._serve(inputs, plan, end)
+
+    def warm(self, example: Inputs) -> None:
+        """Runs every stage and head once for each of the engine's sizes, which is what compiling them takes.
+
+        Args:
+            example: inputs like those to come; repeated to fill the sizes.
+        """
+        rows = hidden(example)
+        for size in self.sizes or (len(rows),):
+            inputs = select(example, torch.arange(size, device=rows.device) % len(rows))
+            with torch.inference_mode():
+                # Compiled code tells a caller's tensor from one made in here, as a batch filled up to a size is.
+                for given in (inputs, tree_map(torch.clone, inputs)):
+                    state = self.stem(given)
+                for stage, head in zip(self.stages, self.heads, strict=True):
+                    state = stage(state)
+                    head(state)
+
+    def _serve(self, inputs: Inputs, plan: Plan, end: float | None) -> Answer:
+        if len(hidden(inputs)) == 1 and (self.sizes is None or self.sizes[0] == 1):
+            logits, exit = self._one(inputs, plan, end)
+            return plan.alike(logits, exit)
+        flight = self._many(inputs, plan, end)
+        assert flight.answers is not None
+        return plan.answered(flight.answers, flight.exit)
+
+    def _one(self, inputs: Inputs, plan: Plan, end: float | None) -> tuple[Tensor, int]:
+        """A single sample: nothing to gather, and what the rule decides on are plain numbers."""
         memory: Memory = {}
         past: Memory = {}
-        state = network.start(inputs)
-        for k, looks in enumerate(self.rule.looks[:-1]):
-            before, state = state, network.advance(state, k)
-            if not looks:
-                continue
-            logits = network.answer(state, k)
-            stops, memory = self._decide(k, before, state, logits, memory)
-            leaving = torch.nonzero(stops).squeeze(1)
-            if len(leaving) == 0:
-                past = self._recall.remember(k, logits, past)
-                continue
-            if answers is None:
-                if len(leaving) == samples:
-                    return self._answered(self._recall.answer(k, logits, past), exit.fill_(k))
-                answers = logits.new_empty(samples, *logits.shape[1:])
-            left = leaving if place is None else place[leaving]
-            answers[left], exit[left] = self._recall.answer(k, logits[leaving], select(past, leaving)), k
-            if len(leaving) == len(stops):
-                return self._answered(answers, exit)
-            staying = torch.nonzero(~stops).squeeze(1)
-            place = staying if place is None else place[staying]
-            past = self._recall.remember(k, logits, past)
-            state, memory, past = select((state, memory, past), staying)
-        logits = self._recall.answer(last, network.answer(network.advance(state, last), last), past)
-        if answers is None or place is None:
-            return self._answered(logits, exit)
-        answers[place] = logits
-        return self._answered(answers, exit)
+        state = self.stem(inputs)
+        for k in range(self.last):
+            before, state = (state if plan.look.needs_residual else None), self.stages[k](state)
+            if plan.looks[k]:
+                logits = self.heads[k](state)
+                stops, memory = plan.look.one(k, logits, before, state, memory)
+                if stops:
+                    return plan.recall.answer(k, logits, past), k
+                past = plan.recall.remember(k, logits, past)
+            if end is not None and self._late(k, state, end):
+                return self.heads[k](state), k
+        logits = self.heads[self.last](self.stages[self.last](state))
+        return plan.recall.answer(self.last, logits, past), self.last
 
-    def _decide(self, k: int, before: State, state: State, logits: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        """Which samples stop at exit k, and the observer's memory after it."""
-        if self._observer is None:
-            return self.rule.stop(k, logits.new_empty(len(logits), 0)), memory
-        residual = residual_size(before, state) if self._observer.needs_residual else None
-        observation, memory = self._observer(logits, memory, residual)
-        return self.rule.stop(k, observation), memory
+    def _many(self, inputs: Inputs, plan: Plan, end: float | None) -> Flight:
+        """A batch, compacted on its way."""
+        samples, device = len(hidden(inputs)), hidden(inputs).device
+        flight = Flight(samples, self.size(samples), self.last, device)
+        if flight.rows > samples:
+            inputs = select(inputs, torch.arange(flight.rows, device=device).clamp(max=samples - 1))
+        memory: Memory = {}
+        past: Memory = {}
+        state = self.stem(inputs)
+        for k in range(self.last):
+            before, state = (state if plan.look.needs_residual else None), self.stages[k](state)
+            if plan.looks[k]:
+                logits = self.heads[k](state)
+                stops, memory = plan.look.batch(k, logits, before, state, memory)
+                stops, leaving = flight.stopping(stops)
+                if leaving:
+                    flight.settle(k, plan.recall.answer(k, logits, past), stops, leaving)
+                    if not flight.left:
+                        return flight
+                past = plan.recall.remember(k, logits, past)
+                if leaving:
+                    room = self.size(flight.left)
+                    if room < flight.rows and self._pays(k, plan, flight.rows, room):
+                        state, memory, past = select((state, memory, past), flight.compact(room))
+            if end is not None and self._late(k, state, end):
+                flight.settle_rest(k, self.heads[k](state))
+                return flight
+        logits = self.heads[self.last](self.stages[self.last](state))
+        flight.settle_rest(self.last, plan.recall.answer(self.last, logits, past))
+        return flight
 
-    def _answered(self, logits: Tensor, exit: Tensor) -> Answer:
-        return Answer(logits, exit, self._paid[exit], self.rule.origin.costs.unit)
+    @property
+    def prices(self) -> tuple[float, ...]:
+        """At which a call may ask for a rule."""
+        return tuple(price for price in self._plans if price is not None)
+
+    def plan(self, price: float | None = None) -> Plan:
+        """What a call at this price goes by; the first rule's where none is named."""
+        if price is None:
+            return next(iter(self._plans.values()))
+        if price not in self._plans:
+            raise InputError(f"no rule at price {price:g}; the engine has {', '.join(map(str, self._plans))}")
+        return self._plans[price]
+
+    def size(self, rows: int) -> int:
+        """The batch to run so many samples in."""
+        return rows if self.sizes is None else self.sizes[bisect_left(self.sizes, rows)]
+
+    def _pays(self, k: int, plan: Plan, rows: int, room: int) -> bool:
+        return self.timings is None or self.timings.pays(k, plan.next_look[k], rows, room)
+
+    def _late(self, k: int, state: State, end: float) -> bool:
+        """Whether the next stage would end after the deadline, as far as that is known."""
+        rows = hidden(state)
+        needed = 0.0 if self.timings is None else self.timings.stage(k + 1, len(rows))
+        return now(rows.device) + needed / 1e3 >= end
+
+
+class Plan:
+    """A rule made ready: where it looks, and what stopping costs."""
+
+    def __init__(self, rule: Rule, device: torch.device) -> None:
+        costs, self.looks = rule.origin.costs, tuple(rule.looks)
+        self.look, self.unit = Look(rule), costs.unit
+        self.recall = Recall(rule.origin.recall, len(costs))
+        self.paid = costs.paid(self.looks).tolist()
+        self._table = torch.tensor(self.paid, dtype=torch.float64, device=device)
+        last = len(costs) - 1
+        self.next_look = [next((j for j in range(k + 1, last) if self.looks[j]), last) for k in range(last)]
+
+    def alike(self, logits: Tensor, exit: int) -> Answer:
+        """Answers that all come from one exit."""
+        exits = torch.full((len(logits),), exit, device=logits.device)
+        paid = torch.full((len(logits),), self.paid[exit], dtype=torch.float64, device=logits.device)
+        return Answer(logits, exits, paid, self.unit)
+
+    def answered(self, logits: Tensor, exit: Tensor) -> Answer:
+        """Answers from the exits given."""
+        return Answer(logits, exit, self._table.index_select(0, exit), self.unit)
+
+
+def _joined(answers: Sequence[Answer]) -> Answer:
+    logits, exit, cost = (
+        torch.cat([getattr(answer, name) for answer in answers]) for name in ("logits", "exit", "cost")
+    )
+    return Answer(logits, exit, cost, answers[0].unit)

@@ -233,4 +233,12 @@ def residual_size(before: State, after: State) -> Float[Tensor, " n"]:
 
 def select(state: State, index: Int[Tensor, " m"] | Bool[Tensor, " n"]) -> State:
     """The state of some samples: row numbers, or a mask over the batch."""
-    return tree_map(lambda tensor: tensor[index], state)
+    rows = index.nonzero().squeeze(1) if index.dtype == torch.bool else index
+    return tree_map(lambda tensor: _gather(tensor, rows), state)
+
+
+def _gather(tensor: Tensor, rows: Int[Tensor, " m"]) -> Tensor:
+    """`tensor[rows]` in the layout that the tensor has, each row copied as one piece: several times faster on a CPU."""
+    if tensor.is_contiguous() or tensor.dim() != 4 or not tensor.is_contiguous(memory_format=torch.channels_last):
+        return tensor.index_select(0, rows)
+    return tensor.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)

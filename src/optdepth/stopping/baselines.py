@@ -6,7 +6,7 @@ same objective, each coordinate exactly; the common threshold is its start, so i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,10 +38,14 @@ class Threshold(Rule):
         self.below = below
         self.thresholds: Tensor
         self.register_buffer("thresholds", thresholds.float())
+        self._cuts: list[float] = self.thresholds.tolist()
 
     def stop(self, k: int, observation: Float[Tensor, "n F"]) -> Bool[Tensor, " n"]:
-        score, threshold = observation[:, 0], self.thresholds[k]
-        return score <= threshold if self.below else score >= threshold
+        score, cut = observation[:, 0], self._cuts[k]
+        return score <= cut if self.below else score >= cut
+
+    def decide(self, k: int, observation: Sequence[float]) -> bool:
+        return observation[0] <= self._cuts[k] if self.below else observation[0] >= self._cuts[k]
 
     def arguments(self) -> dict[str, Any]:
         return {"feature": self.features[0], "thresholds": self.thresholds, "below": self.below}

@@ -29,6 +29,10 @@ class GainRule(Rule):
     def stop(self, k: int, observation: Float[Tensor, "n F"]) -> Bool[Tensor, " n"]:
         return self.gains[k](observation) <= 0
 
+    def decide(self, k: int, observation: Sequence[float]) -> bool:
+        gain: Function = self.gains[k]  # type: ignore[assignment]
+        return gain.at(observation) <= 0
+
     def arguments(self) -> dict[str, Any]:
         tensors = {f"{k}.{name}": value for k, gain in enumerate(self.gains) for name, value in gain.named_buffers()}
         return {"features": list(self.features), "kinds": [type(gain).__name__ for gain in self.gains], **tensors}

@@ -8,9 +8,10 @@ compete for a target: the one with the least out-of-fold error is taken.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
@@ -47,6 +48,10 @@ class Function(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, observation: Float[Tensor, "n F"]) -> Float[Tensor, " n"]: ...
+
+    def at(self, observation: Sequence[float]) -> float:
+        """The function of one observation, given and returned in Python numbers."""
+        return float(self(torch.tensor([observation], device=next(self.buffers()).device)))
 
 
 def restored(kind: str, prefix: str, arguments: Mapping[str, Any]) -> Function:
@@ -106,9 +111,35 @@ class Additive(Function):
     weight: Tensor
     intercept: Tensor
 
+    def __init__(self, low: Tensor, scale: Tensor, weight: Tensor, intercept: Tensor) -> None:
+        super().__init__(low=low, scale=scale, weight=weight, intercept=intercept)
+        rows = zip(self.low.tolist(), self.scale.tolist(), self.weight.tolist(), strict=True)
+        self._curves = [_curve(*row) for row in rows]
+        self._constant = float(self.intercept)
+
     def forward(self, observation: Float[Tensor, "n F"]) -> Float[Tensor, " n"]:
         rise = ((observation.unsqueeze(-1) - self.low) * self.scale).clamp(0.0, 1.0)
         return (rise * self.weight).sum((-2, -1)) + self.intercept
+
+    def at(self, observation: Sequence[float]) -> float:
+        """`forward` for one sample, in Python numbers: of each feature's ramps only the one it is on is computed."""
+        total = self._constant
+        for value, (starts, offsets, slopes) in zip(observation, self._curves, strict=True):
+            piece = bisect_right(starts, value) - 1
+            if piece >= 0:
+                total += offsets[piece] + slopes[piece] * (value - starts[piece])
+        return total
+
+
+def _curve(low: list[float], scale: list[float], weight: list[float]) -> tuple[list[float], list[float], list[float]]:
+    """The sum of one feature's ramps as pieces of a line: where each starts, its value there, its slope.
+
+    Ramps follow each other without overlap, and one of no length never rises. Before the first the sum is 0.
+    """
+    ramps = [(start, s, w) for start, s, w in zip(low, scale, weight, strict=True) if s > 0]
+    starts = [start for start, _, _ in ramps] + [start + 1 / s for start, s, _ in ramps[-1:]]
+    offsets = [0.0, *accumulate(w for _, _, w in ramps)]
+    return starts, offsets[: len(starts)], [w * s for _, s, w in ramps] + [0.0] * bool(ramps)
 
 
 @dataclass(frozen=True, eq=False)

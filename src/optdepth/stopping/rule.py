@@ -74,6 +74,10 @@ class Rule(nn.Module, ABC):
     def stop(self, k: int, observation: Float[Tensor, "n F"]) -> Bool[Tensor, " n"]:
         """Whether each sample stops at exit k (0-based, before the last), given its features there."""
 
+    def decide(self, k: int, observation: Sequence[float]) -> bool:
+        """`stop` for a single sample, whose features are Python numbers: quicker than tensors of one element."""
+        return bool(self.stop(k, torch.tensor([observation], device=next(self.buffers(), torch.empty(0)).device)))
+
     @abstractmethod
     def arguments(self) -> dict[str, Any]:
         """What rebuilds the rule besides its origin: tensors, and values that JSON can hold."""

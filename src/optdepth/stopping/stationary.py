@@ -71,6 +71,9 @@ class Stationary(Rule):
         gain: Tensor = self.gain(observation)
         return gain <= 0 if k + 1 < self.limit else torch.ones_like(gain, dtype=torch.bool)
 
+    def decide(self, k: int, observation: Sequence[float]) -> bool:
+        return self.gain.at(observation) <= 0
+
     def value(self, observation: Float[Tensor, "n F"]) -> Float[Tensor, " n"]:
         """U: the least mean of the loss and price x cost still to come, (n,), in units of loss."""
         loss: Tensor = self.loss(observation)

@@ -1,0 +1,256 @@
+"""Streaming: samples in as they come, answers out as they are ready; every stage runs on batches as full as can be."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map
+
+from ..errors import InputError
+from ..networks.staged import State, hidden, select
+from ..observe import Memory
+from ..record import check_finite
+from .engine import Engine
+
+
+@dataclass(frozen=True, eq=False)
+class Streamed:
+    """The answer to one sample of a stream.
+
+    Attributes:
+        index: its number in the stream, from 0.
+        logits: (C,) of the exit it stopped at; None where it failed.
+        exit, cost: as in `Answer`; exit -1 and cost 0 where it failed.
+        waited: milliseconds from its arrival to its answer.
+        error: what its failure was, in one line; empty otherwise.
+    """
+
+    index: int
+    logits: Float[Tensor, " C"] | None
+    exit: int
+    cost: float
+    waited: float
+    error: str = ""
+
+
+def stream(
+    engine: Engine,
+    samples: Iterable[Tensor],
+    *,
+    batch: int,
+    capacity: int | None = None,
+    max_delay: float | None = None,
+    ordered: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Iterator[Streamed]:
+    """Answers a stream, sample by sample, with the answers `engine` gives.
+
+    Survivors of an exit wait in front of the next stage until there are `batch` of them, so the deep stages run on full
+    batches although few samples reach them. Samples of unlike shapes are kept apart. The next sample is drawn only
+    when the one who iterates asks for an answer that is not ready: nothing is read ahead, and a slow reader slows
+    the stream down.
+
+    Args:
+        samples: one sample each, (...); on the network's device. Of batches, `itertools.chain.from_iterable(batches)`.
+        batch: samples a stage runs on when it can.
+        capacity: samples in flight at most, from arrival to answer; a batch in front of every stage when not given.
+        max_delay: milliseconds that a sample waits for others in all. Once its oldest sample has been here for so long
+            a queue is run as it is, full or not, and such a sample goes on to its exit without waiting again. The
+            clock is looked at whenever a sample arrives or a stage has run, so an iterable that blocks holds up all.
+            None: samples wait until queues are full, the capacity is used up, or the stream ends.
+        ordered: answers in the order of arrival; early ones wait, and count as in flight.
+        clock: seconds; another one makes tests exact.
+
+    Raises:
+        InputError: a batch below 1, a capacity below the batch, or a negative delay.
+    """
+    waiting = len(engine.network.exits) * batch if capacity is None else capacity
+    if batch < 1 or waiting < batch:
+        raise InputError(f"batch {batch}, capacity {waiting}: a batch is at least 1, the capacity at least a batch")
+    if max_delay is not None and not max_delay >= 0:
+        raise InputError(f"max_delay is {max_delay}; it is in milliseconds, >= 0")
+    yield from _Stream(engine, batch, waiting, max_delay, ordered, clock).run(samples)
+
+
+@dataclass(eq=False)
+class _Group:
+    """Samples that wait in front of a stage with one state: their numbers, arrivals, and what exits told so far."""
+
+    index: list[int]
+    arrived: list[float]
+    state: State
+    memory: tuple[Memory, Memory]  # what the observer carries on, and what later answers recall
+
+    def cut(self, size: int) -> tuple[_Group, _Group | None]:
+        """The first `size` samples, and the others."""
+        if len(self.index) <= size:
+            return self, None
+        parts = [
+            tree_map(lambda tensor, part=part: tensor[part], (self.state, self.memory))
+            for part in (slice(size), slice(size, None))
+        ]
+        first, rest = parts
+        return _Group(self.index[:size], self.arrived[:size], *first), _Group(
+            self.index[size:], self.arrived[size:], *rest
+        )
+
+    def kept(self, rows: list[int], state: State, memory: tuple[Memory, Memory]) -> _Group:
+        """Some of the samples, one stage on."""
+        return _Group([self.index[i] for i in rows], [self.arrived[i] for i in rows], state, memory)
+
+
+_Key = tuple[int, tuple[torch.Size, ...]]
+"""A stage, and the shapes of a sample's state in front of it: what can run together."""
+
+
+class _Stream:
+    """The queues of one stream, and what is to be done next."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        batch: int,
+        capacity: int,
+        max_delay: float | None,
+        ordered: bool,
+        clock: Callable[[], float],
+    ) -> None:
+        self.engine, self.plan, self.batch, self.capacity = engine, engine.plan(), batch, capacity
+        self.delay, self.ordered, self.clock = None if max_delay is None else max_delay / 1e3, ordered, clock
+        self.queues: dict[_Key, deque[_Group]] = {}
+        self.waiting: dict[_Key, int] = {}
+        self.done: deque[Streamed] = deque()
+        self.early: dict[int, Streamed] = {}
+        self.drawn = self.given = 0
+
+    def run(self, samples: Iterable[Tensor]) -> Iterator[Streamed]:
+        source, open_ = iter(samples), True
+        while open_ or self.waiting:
+            key = self._due() or self._full()
+            if key is None and open_ and self.drawn - self.given < self.capacity:
+                sample = next(source, None)
+                if sample is None:
+                    open_ = False
+                else:
+                    self._put(0, _Group([self.drawn], [self.clock()], sample.unsqueeze(0), ({}, {})))
+                    self.drawn += 1
+                continue
+            if key is None:  # no room for another sample, or none left: the fullest queue, the deepest of those
+                key = max(self.waiting, key=lambda key: (self.waiting[key], key[0]))
+            self._step(key)
+            yield from self._ready()
+
+    def _due(self) -> _Key | None:
+        """A queue whose oldest sample has waited long enough, the deepest of them."""
+        if self.delay is None:
+            return None
+        limit = self.clock() - self.delay
+        due = [key for key, groups in self.queues.items() if min(min(group.arrived) for group in groups) <= limit]
+        return max(due, key=lambda key: key[0], default=None)
+
+    def _full(self) -> _Key | None:
+        """A queue that fills a batch, the deepest of them: what is nearly done makes room first."""
+        return max((key for key, n in self.waiting.items() if n >= self.batch), key=lambda key: key[0], default=None)
+
+    def _put(self, stage: int, group: _Group) -> None:
+        key = (stage, tuple(leaf.shape[1:] for leaf in tree_flatten(group.state)[0]))
+        self.queues.setdefault(key, deque()).append(group)
+        self.waiting[key] = self.waiting.get(key, 0) + len(group.index)
+
+    def _take(self, key: _Key) -> _Group:
+        """At most a batch from the front of a queue."""
+        groups, taken, size = self.queues[key], [], 0
+        while groups and size < self.batch:
+            group, rest = groups.popleft().cut(self.batch - size)
+            taken.append(group)
+            size += len(group.index)
+            if rest is not None:
+                groups.appendleft(rest)
+        self.waiting[key] -= size
+        if not groups:
+            del self.queues[key], self.waiting[key]
+        if len(taken) == 1:
+            return taken[0]
+        state, memory = tree_map(lambda *parts: torch.cat(parts), *((group.state, group.memory) for group in taken))
+        index = [i for group in taken for i in group.index]
+        return _Group(index, [at for group in taken for at in group.arrived], state, memory)
+
+    @torch.inference_mode()
+    def _step(self, key: _Key) -> None:
+        """Runs one stage on one batch of its queue."""
+        self._attempt(key[0], self._take(key))
+
+    def _attempt(self, k: int, group: _Group) -> None:
+        """Runs a group; where that fails, its samples one by one, so that only those at fault are lost."""
+        try:
+            self._advance(k, group)
+        except Exception as error:
+            rest: _Group | None = group
+            if len(group.index) == 1:
+                said = f"sample {group.index[0]} of the stream failed: {' '.join(str(error).split()):.200}"
+                self._finish([Streamed(group.index[0], None, -1, 0.0, 1e3 * (self.clock() - group.arrived[0]), said)])
+                return
+            while rest is not None:
+                one, rest = rest.cut(1)
+                self._attempt(k, one)
+
+    def _advance(self, k: int, group: _Group) -> None:
+        """One stage, its look, answers for those that stop, and the next queue for the others."""
+        engine, plan, n = self.engine, self.plan, len(group.index)
+        if k == 0:
+            check_finite(group.state)
+        room = engine.size(n)
+        given, memory = group.state, group.memory
+        if room > n:
+            fill = torch.arange(room, device=hidden(given).device).clamp(max=n - 1)
+            given, memory = select((given, memory), fill)
+        before = engine.stem(given) if k == 0 else given
+        state = engine.stages[k](before)
+        if k < engine.last and not plan.looks[k]:
+            self._put(k + 1, _Group(group.index, group.arrived, _head(state, n), _head(memory, n)))
+            return
+        logits = engine.heads[k](state)
+        seen, past = memory
+        answers = plan.recall.answer(k, logits, past)
+        if k == engine.last:
+            self._finish(self._answers(group, k, list(range(n)), answers))
+            return
+        stops, seen = plan.look.batch(k, logits, before, state, seen)
+        memory = seen, plan.recall.remember(k, logits, past)
+        stopping = stops[:n].tolist()
+        leaving = [i for i in range(n) if stopping[i]]
+        staying = [i for i in range(n) if not stopping[i]]
+        leave = self._answers(group, k, leaving, answers)
+        if staying:
+            rows = torch.tensor(staying, device=logits.device)
+            self._put(k + 1, group.kept(staying, *select((state, memory), rows)))
+        self._finish(leave)  # last of all: what fails before this line is tried again
+
+    def _answers(self, group: _Group, k: int, rows: list[int], logits: Tensor) -> list[Streamed]:
+        now, cost = self.clock(), self.plan.paid[k]
+        # Copies: a view would keep the logits of the whole batch alive.
+        return [Streamed(group.index[i], logits[i].clone(), k, cost, 1e3 * (now - group.arrived[i])) for i in rows]
+
+    def _finish(self, answers: list[Streamed]) -> None:
+        if self.ordered:
+            self.early |= {answer.index: answer for answer in answers}
+        else:
+            self.done.extend(answers)
+
+    def _ready(self) -> Iterator[Streamed]:
+        """What can be handed out now."""
+        while self.ordered and self.given + len(self.done) in self.early:
+            self.done.append(self.early.pop(self.given + len(self.done)))
+        while self.done:
+            self.given += 1
+            yield self.done.popleft()
+
+
+def _head(tree: State, n: int) -> State:
+    return tree_map(lambda tensor: tensor[:n], tree)

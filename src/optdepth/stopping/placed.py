@@ -1,0 +1,90 @@
+"""A rule that looks at some exits only: those that are worth their look, by measured costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Self
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..errors import InputError
+from ..trace import Trace
+from .placement import keep, place
+from .rule import FixedDepth, Origin, Rule
+from .snell import snell
+
+HISTORY = ("streak", "divergence", "change")
+"""Features that refer to the exit before: with fewer looks they would not be those recorded."""
+
+
+class Placed(Rule):
+    """A rule solved on some of the exits; the others are passed by, and their heads are not run.
+
+    Args:
+        inner: solved on `keep(trace, exits)`.
+        exits: those kept, rising, the last one among them.
+    """
+
+    def __init__(self, origin: Origin, inner: Rule, exits: Sequence[int]) -> None:
+        super().__init__(origin, inner.features)
+        if history := [name for name in inner.features if name in HISTORY]:
+            raise InputError(
+                f"{history[0]} refers to the exit before, which a placed rule may not look at; leave it out"
+            )
+        if len(exits) != len(inner.origin.costs) or exits[-1] != len(origin.costs) - 1:
+            raise InputError(f"exits {tuple(exits)} do not fit a rule between {len(inner.origin.costs)} exits")
+        self.inner, self.kept = inner, tuple(exits)
+        self._looks = tuple(k in self.kept for k in range(len(origin.costs)))
+
+    @property
+    def looks(self) -> tuple[bool, ...]:
+        return self._looks
+
+    def stop(self, k: int, observation: Float[Tensor, "n F"]) -> Bool[Tensor, " n"]:
+        return self.inner.stop(self.kept.index(k), observation)
+
+    def decide(self, k: int, observation: Sequence[float]) -> bool:
+        return self.inner.decide(self.kept.index(k), observation)
+
+    def arguments(self) -> dict[str, Any]:
+        """Of the rule inside, with its kind and the exits."""
+        return {"kind": type(self.inner).__name__, "kept": list(self.kept), **self.inner.arguments()}
+
+    @classmethod
+    def restore(cls, origin: Origin, arguments: dict[str, Any]) -> Self:
+        rest = {name: value for name, value in arguments.items() if name not in ("kind", "kept")}
+        kept, costs = arguments["kept"], origin.costs
+        less = replace(costs, reach=costs.reach[kept], probe=costs.probe[kept], answer=costs.answer[kept])
+        inner = Rule.kinds[arguments["kind"]].restore(replace(origin, costs=less, recall=()), rest)
+        return cls(origin, inner, kept)
+
+
+def placed(
+    trace: Trace, *, price: float, features: Sequence[str] = ("margin",), most: int | None = None, seed: int = 0
+) -> Rule:
+    """The solved rule on the exits that are worth their look at this price, at the trace's costs.
+
+    With costs measured at the batch size that is served, this is the rule that the clock follows: at batch 1 a look may
+    cost as much as a small block, at batch 256 next to nothing, and the exits kept differ. `dataclasses.replace(trace,
+    costs=latency(network, inputs).relative())` is the same recording at other costs.
+
+    Args:
+        trace: the fit split.
+        price: loss that one unit of cost is worth.
+        features: observations to decide on, none with a history.
+        most: look at so many exits at most, the last included.
+        seed: of the folds.
+
+    Raises:
+        InputError: a feature with a history, or what `place` and `snell` raise.
+    """
+    if history := [name for name in features if name in HISTORY]:
+        raise InputError(f"{history[0]} refers to the exit before, which a placed rule may not look at; leave it out")
+    narrow = replace(trace, observations=trace.columns(features), features=tuple(features))
+    exits = place(narrow, price=price, most=most, seed=seed).exits
+    if len(exits) == 1:
+        return FixedDepth(Origin.of(trace, price), exits[0])
+    inner = snell(keep(narrow, exits), price=price, features=features, seed=seed)
+    return Placed(Origin.of(trace, price), inner, exits)
