@@ -238,7 +238,7 @@ def _checked(parts: Sequence[_Part], engine: Engine, batches: Sequence[Tensor], 
             expected = found[len(found) - (2 if len(found) > 1 else 1)].numpy()
             largest = max(largest, float(np.abs(logits - expected).max()))
             if not np.allclose(logits, expected, rtol=_RTOL, atol=_ATOL):
-                raise InputError(f"the graph of exit {graph.exit} differs from torch by {largest:.2g}; not exported")
+                raise InputError(f"the graph of exit {graph.exit} does not agree with torch; not exported")
         mine, its = runtime(batch.numpy()).exit, engine(batch).exit.numpy()
         if (mine != its).any():
             i = int(np.flatnonzero(mine != its)[0])
