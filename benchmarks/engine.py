@@ -276,6 +276,7 @@ def _page(provenance: dict[str, Any], result: dict[str, Any]) -> str:
                     f"{row['price']:g}",
                     str(row["batch"]),
                     looks,
+                    f"{100 * row['accuracy']:.1f}%",
                     *shares,
                     f"{row['realised']:.2f}",
                     f"{100 * row['overhead']:+.1f}%",
