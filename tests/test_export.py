@@ -183,7 +183,7 @@ def test_unsound_bundles_are_refused_in_one_line(setting: Setting, bundle: Path,
 
 
 def test_inputs_that_do_not_fit_are_refused(setting: Setting, bundle: Path) -> None:
-    runtime, inputs = Runtime(bundle), setting.inputs[:4].numpy()
+    runtime, inputs = Runtime(bundle), setting.inputs[:4].numpy().copy()
     for wrong in (inputs.astype(np.float64), inputs[:0], inputs[:, :, :4], inputs[0]):
         with pytest.raises(InputError, match=r"the bundle takes float32, \(any, 1, 8, 8\)"):
             runtime(wrong)
@@ -200,14 +200,22 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(setting: Setting,
     with pytest.raises(InputError, match="something else than a bundle"):
         export(setting.network, setting.rules["snell"], setting.inputs[:2], tmp_path / "full")
 
-    class Unruly(nn.Module):
+    class Branching(nn.Module):
         def forward(self, state: Tensor) -> Tensor:
-            return state * float(np.asarray(state.sum()))
+            return state if state.sum() > 0 else -state
 
-    heads = [nn.Sequential(nn.Flatten(), nn.Linear(64, 3)) for _ in range(2)]
-    network = StagedNetwork(nn.Identity(), [Unruly(), nn.Flatten()], heads, [Exit("a", 1), Exit("b", 2)])
+    class Random(nn.Module):
+        def forward(self, state: Tensor) -> Tensor:
+            return state + 10 * torch.rand_like(state)
+
     rule = Threshold(Origin(Costs.of([1.0, 2.0])), "margin", torch.tensor([0.5]))
-    with pytest.raises(InputError, match="the graph of exit 0 does not agree with torch"):
-        export(network, rule, setting.inputs[:4], tmp_path / "bundle")
+    for stage, message in (
+        (Branching(), "torch cannot export the network up to exit 0"),
+        (Random(), "the graph of exit 0 does not agree with torch"),
+    ):
+        heads = [nn.Sequential(nn.Flatten(), nn.Linear(64, 3)) for _ in range(2)]
+        network = StagedNetwork(nn.Identity(), [stage, nn.Flatten()], heads, [Exit("a", 1), Exit("b", 2)])
+        with pytest.raises(InputError, match=message):
+            export(network, rule, setting.inputs[:4], tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
