@@ -1,6 +1,6 @@
 """Networks that can stop: stem, stages and heads. Nothing here knows of stopping rules."""
 
-from .heads import PooledLinear
+from .heads import PooledConv, PooledLinear
 from .looped import looped, unrolled
 from .resnet import resnet
 from .staged import (
@@ -11,9 +11,11 @@ from .staged import (
     residual_size,
     select,
 )
+from .transplant import transplant
 
 __all__ = [
     "Exit",
+    "PooledConv",
     "PooledLinear",
     "StagedNetwork",
     "hidden",
@@ -22,5 +24,6 @@ __all__ = [
     "residual_size",
     "resnet",
     "select",
+    "transplant",
     "unrolled",
 ]
