@@ -78,9 +78,7 @@ class Objective(nn.Module):
         # Backward through `asked` ends at `fixed`, the halting head and the residuals: the gates do the rest.
         return heads.mean(0).sum() + asked.mean(), plain.detach()
 
-    def _distilled(
-        self, plain: Float[Tensor, "n K"], logits: list[Float[Tensor, "n classes"]]
-    ) -> Float[Tensor, "n K"]:
+    def _distilled(self, plain: Float[Tensor, "n K"], logits: list[Float[Tensor, "n classes"]]) -> Float[Tensor, "n K"]:
         """The losses with the last exit as the teacher of the others."""
         share, teacher = self.loss.distillation, logits[-1].detach().float().log_softmax(1)
         taught = [
