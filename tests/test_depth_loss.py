@@ -241,6 +241,15 @@ def test_distillation_teaches_the_early_exits_and_asks_nothing_of_the_last() -> 
         assert torch.allclose(gradient, expected, atol=1e-6, rtol=1e-4), name
 
 
+def test_distillation_needs_classes_and_a_lone_exit_has_nobody_to_teach() -> None:
+    network = resnet(8, classes=3, channels=1, width=4, exits="last", seed=0)
+    taught, plain = DepthLoss(distillation=0.7), DepthLoss()
+    values = [Objective(network, loss, [1.0])(IMAGES, LABELS, 0.0)[0] for loss in (taught, plain)]
+    assert torch.equal(*values)
+    with pytest.raises(InputError, match="cross_entropy"):
+        Objective(network, taught, [1.0], task=lambda answer, target: answer.sum(1))
+
+
 def test_the_halting_head_learns_and_its_observations_do_not_touch_the_network() -> None:
     model = objective(DepthLoss(0.5, ((1.0, StoppingCost()),)))
     value, _ = model(IMAGES, LABELS, 0.5)
