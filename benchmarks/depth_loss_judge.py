@@ -47,20 +47,24 @@ def at_price(traces: dict[str, Trace], price: float) -> dict[str, Any]:
     exits = place(traces["fit"], price=price).exits
     kept = traces if len(exits) == 1 else {split: keep(trace, exits) for split, trace in traces.items()}
     rows: dict[str, Any] = {}
+    judged: dict[str, dict[str, Evaluation]] = {}
     for method in METHODS:
         rule: Rule = (
             FixedDepth(Origin.of(kept["fit"], price), kept["fit"].exits - 1)
             if len(exits) == 1
             else FAMILIES[method](kept["fit"])(price)
         )
-        rows[method] = {split: summary(evaluate(rule, kept[split]), price) for split in JUDGES}
+        judged[method] = {split: evaluate(rule, kept[split]) for split in JUDGES}
+        rows[method] = {split: summary(found, price) for split, found in judged[method].items()}
         if method == "snell":
             bounds = finite_depth(kept["test"], rule, price=price)
             rows[method]["test"] |= {
-                "shares": evaluate(rule, kept["test"]).shares.round(4).tolist(),
+                "shares": judged[method]["test"].shares.round(4).tolist(),
                 "deepest used": bounds.deepest,
                 "deepest by the bounds": bounds.bound,
             }
+        else:
+            rows[method]["test"] |= behind(judged[method]["test"], judged["snell"]["test"], price)
     return {"price": price, "exits": list(exits), "methods": rows}
 
 
@@ -74,6 +78,12 @@ def summary(found: Evaluation, price: float) -> dict[str, float]:
         "value": found.value(price),
         "value_error": found.value_error(price),
     }
+
+
+def behind(rival: Evaluation, solved: Evaluation, price: float) -> dict[str, float]:
+    """How much worse a rival's value is than the solved rule's, paired by sample: mean and standard error."""
+    apart = rival.losses - solved.losses + price * (rival.costs - solved.costs)
+    return {"behind": float(apart.mean()), "behind_error": float(apart.std(ddof=1) / np.sqrt(len(apart)))}
 
 
 def certificate(traces: dict[str, Trace]) -> dict[str, Any]:
