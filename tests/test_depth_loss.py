@@ -129,6 +129,8 @@ def test_price_schedule() -> None:
         lambda: DeepSupervision(-0.1),
         lambda: DeepSupervision("some"),
         lambda: DeepSupervision(0.6)(Seen(losses(), COSTS, 0.0)),
+        lambda: DepthLoss(distillation=1.0),
+        lambda: DepthLoss(distillation=-0.1),
         lambda: depth_loss("nothing", 0.0),
         lambda: depth_loss("light-supervision", 0.1),
     ],
@@ -143,6 +145,9 @@ def test_by_name(name: str) -> None:
     loss = depth_loss(name, 0.0)
     assert len(loss.parts) == (2 if "+" in name else 1)
     assert loss == depth_loss(name, 0.0)
+    taught = depth_loss(f"{name}+distillation", 0.0)
+    assert taught.parts == loss.parts
+    assert (loss.distillation, taught.distillation) == (0.0, 0.7)
 
 
 IMAGES = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -163,6 +168,18 @@ def gradients(model: Objective, value: Tensor) -> dict[str, Tensor]:
 def cross_entropies(model: Objective) -> Tensor:
     answers = model.network(IMAGES)
     return torch.stack([F.cross_entropy(answer, LABELS, reduction="none") for answer in answers], 1)
+
+
+def taught(model: Objective, share: float) -> Tensor:
+    """Losses of which early exits take a share from the last exit's probabilities."""
+    *early, last = model.network(IMAGES)
+    soft = last.detach().softmax(1)
+    mixed = [
+        (1 - share) * F.cross_entropy(answer, LABELS, reduction="none")
+        + share * F.cross_entropy(answer, soft, reduction="none")
+        for answer in early
+    ]
+    return torch.stack([*mixed, F.cross_entropy(last, LABELS, reduction="none")], 1)
 
 
 def is_trunk(name: str) -> bool:
@@ -208,6 +225,29 @@ def test_last_exit_trains_the_network_without_exits() -> None:
     assert all(torch.equal(a, b) for a, b in zip(trunk, reference, strict=False))
     assert len(trunk) == len(reference) - 2  # the last head's weight and bias
     assert all(got[f"heads.{k}.linear.weight"].abs().sum() > 0 for k in range(6))
+
+
+def test_distillation_teaches_the_early_exits_and_asks_nothing_of_the_last() -> None:
+    """Gradients are those of the mixed losses, written out with soft labels; the teacher learns from labels alone."""
+    share = 0.7
+    model = objective(DepthLoss(parts=((1.0, DeepSupervision(0.1)),), distillation=share))
+    value, shown = model(IMAGES, LABELS, 0.0)
+    assert torch.allclose(shown, cross_entropies(model).detach())
+    got = gradients(model, value)
+    trunk = gradients(model, DeepSupervision(0.1)(Seen(taught(model, share), model.costs, 0.0)).mean())
+    heads = gradients(model, taught(model, share).mean(0).sum())
+    for name, gradient in got.items():
+        expected = trunk[name] if is_trunk(name) else heads[name]
+        assert torch.allclose(gradient, expected, atol=1e-6, rtol=1e-4), name
+
+
+def test_distillation_needs_classes_and_a_lone_exit_has_nobody_to_teach() -> None:
+    network = resnet(8, classes=3, channels=1, width=4, exits="last", seed=0)
+    taught, plain = DepthLoss(distillation=0.7), DepthLoss()
+    values = [Objective(network, loss, [1.0])(IMAGES, LABELS, 0.0)[0] for loss in (taught, plain)]
+    assert torch.equal(*values)
+    with pytest.raises(InputError, match="cross_entropy"):
+        Objective(network, taught, [1.0], task=lambda answer, target: answer.sum(1))
 
 
 def test_the_halting_head_learns_and_its_observations_do_not_touch_the_network() -> None:

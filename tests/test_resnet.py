@@ -1,11 +1,14 @@
 """Our residual networks: the architecture, and exits that do not disturb it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from optdepth.costs import flops
 from optdepth.errors import InputError
-from optdepth.networks import resnet
+from optdepth.networks import load_network, resnet
 from optdepth.networks.resnet import BasicBlock
 
 
@@ -63,6 +66,35 @@ def test_heads_do_not_mix_samples() -> None:
     assert torch.allclose(network.heads[0](state), F.linear(state.mean((2, 3)), *network.heads[0].linear.parameters()))
 
 
+@pytest.mark.parametrize("size", [8, 9, 28, 32, 70])
+@pytest.mark.parametrize("width", [1, 3, 16])
+def test_convolutional_heads_answer_maps_of_any_size_and_do_not_mix_samples(size: int, width: int) -> None:
+    network = resnet(8, classes=5, channels=1, width=width, heads="conv", seed=0)
+    images = torch.rand(3, 1, size, size, generator=torch.Generator().manual_seed(1))
+    together = network.train()(images)
+    state = network.start(images)
+    for k in range(3):
+        state = network.advance(state, k)
+        alone = torch.cat([network.answer(sample[None], k) for sample in state])
+        assert together[k].shape == (3, 5)
+        assert torch.allclose(together[k], alone, atol=1e-4)
+
+
+def test_convolutional_heads_leave_the_trunk_and_the_last_answer_as_they_were_and_are_saved(tmp_path: Path) -> None:
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    linear, conv = (resnet(20, classes=10, heads=heads, seed=0).eval() for heads in ("linear", "conv"))
+    assert torch.equal(linear(images)[-1], conv(images)[-1])
+    conv.save(tmp_path)
+    assert load_network(tmp_path).fingerprint() == conv.fingerprint()
+
+
+def test_convolutional_heads_cost_one_to_two_percent_of_a_resnet20_each() -> None:
+    costs = flops(resnet(20, classes=10, heads="conv", seed=0), torch.rand(1, 3, 32, 32)).relative()
+    assert costs.full == pytest.approx(1)
+    assert (costs.probe[:-1] > 0.009).all()
+    assert (costs.probe[:-1] < 0.022).all()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -72,6 +104,7 @@ def test_heads_do_not_mix_samples() -> None:
         ({"exits": ["stage4.block1", "stage3.block3"]}, r"no exit stage4\.block1"),
         ({"exits": ["stage1.block1"]}, r"stage3\.block3"),
         ({"classes": 0}, "classes 0"),
+        ({"heads": "deep"}, "'linear' or 'conv'"),
     ],
 )
 def test_bad_arguments(arguments: dict, message: str) -> None:

@@ -75,6 +75,14 @@ def train(
         str,
         typer.Option(help="`all`, `last`, or names separated by commas, such as stage1.block2,stage3.block3."),
     ] = "all",
+    heads: Annotated[
+        Literal["linear", "conv"],
+        typer.Option(help="Of the early exits: `conv` answers far better early and costs more at each look."),
+    ] = "linear",
+    start: Annotated[
+        Path | None,
+        typer.Option(help="Run folder of a trained network to take the trunk from; early heads too if they are alike."),
+    ] = None,
     loss: Annotated[
         str,
         typer.Option(help="How the exits share the trunk's gradient; a wrong name lists all there are."),
@@ -100,7 +108,7 @@ def train(
 ) -> None:
     """Trains a residual network with exits. Interrupted, the same command goes on from the last full epoch."""
     from .costs import flops
-    from .networks import resnet
+    from .networks import load_network, resnet, transplant
     from .training.depth_loss import depth_loss
     from .training.loop import train as fit
     from .workflow import Run
@@ -109,7 +117,17 @@ def train(
     objective = depth_loss(loss, price)
     loaded = run.begin(data, seed, image_size)
     names = exits if exits in ("all", "last") else exits.split(",")
-    network = resnet(depth, classes=len(loaded.classes), channels=loaded.channels, width=width, exits=names, seed=seed)
+    network = resnet(
+        depth,
+        classes=len(loaded.classes),
+        channels=loaded.channels,
+        width=width,
+        exits=names,
+        heads=heads,
+        seed=seed,
+    )
+    if start is not None:
+        transplant(network, load_network(start / "network"))
     costs = flops(network, next(loaded.batches("fit", 1))[0]).relative().paid()
     try:
         history = fit(

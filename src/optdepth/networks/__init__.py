@@ -1,7 +1,7 @@
 """Networks that can stop: stem, stages and heads. Nothing here knows of stopping rules."""
 
 from .cut import stage
-from .heads import Pool, PooledLinear, PooledMLP, TokenHead
+from .heads import Pool, PooledConv, PooledLinear, PooledMLP, TokenHead
 from .looped import looped, unrolled
 from .ode import neural_ode
 from .resnet import resnet
@@ -13,10 +13,12 @@ from .staged import (
     residual_size,
     select,
 )
+from .transplant import transplant
 
 __all__ = [
     "Exit",
     "Pool",
+    "PooledConv",
     "PooledLinear",
     "PooledMLP",
     "StagedNetwork",
@@ -29,5 +31,6 @@ __all__ = [
     "resnet",
     "select",
     "stage",
+    "transplant",
     "unrolled",
 ]

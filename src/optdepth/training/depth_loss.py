@@ -201,16 +201,23 @@ class DepthLoss:
             gave the best last exit and the lowest loss + price x cost up to a price of 0.05, the other from
             0.1 on.
         schedule: how the price grows.
+        distillation: share, in [0, 1), of the last exit's own answer in what the early exits learn: L_k, k < K, is then
+            (1 - share) x cross-entropy with the label + share x divergence from the last exit's probabilities, which
+            are held fixed (Phuong and Lampert 2019, "Distillation-based training for multi-exit architectures").
 
     Raises:
-        InputError: a price that is negative or that no part uses, no part, or a weight that is not positive.
+        InputError: a price that is negative or that no part uses, no part, a weight that is not positive, or a share
+            outside [0, 1).
     """
 
     price: float = 0.0
     parts: tuple[tuple[float, Part], ...] = ((1.0, DeepSupervision("priced")),)
     schedule: PriceSchedule = PriceSchedule()
+    distillation: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.distillation < 1:
+            raise InputError(f"distillation {self.distillation}: give a share, 0 or more and below 1")
         if not (self.price >= 0 and math.isfinite(self.price)):
             raise InputError(f"price {self.price}: give a number of nats per unit of cost, 0 or more")
         if not self.parts or any(not 0 < weight < math.inf for weight, _ in self.parts):
@@ -240,17 +247,22 @@ PARTS: dict[str, Part] = {
     "stopping-cost": StoppingCost(),
     "soft-envelope": SoftEnvelope(),
 }
-DIMINISHING = "+diminishing-returns"
+DIMINISHING, DISTILLATION = "+diminishing-returns", "+distillation"
+TAUGHT = 0.7
+"""Share of the last exit's answer, with the suffix. The one tried: see docs/depth_loss.md."""
 
 
 def depth_loss(name: str, price: float) -> DepthLoss:
-    """The loss of a name such as "light-supervision" or "stopping-cost+diminishing-returns".
+    """The loss of a name such as "light-supervision", "stopping-cost+diminishing-returns" or "last-exit+distillation".
 
     Raises:
-        InputError: a name that is none of `PARTS`, perhaps with the suffix; or a price it cannot use.
+        InputError: a name that is none of `PARTS`, perhaps with the suffixes in this order; or a price it cannot use.
     """
-    base = name.removesuffix(DIMINISHING)
+    rest = name.removesuffix(DISTILLATION)
+    base = rest.removesuffix(DIMINISHING)
     if base not in PARTS:
-        raise InputError(f"no loss {name!r}: give {', '.join(PARTS)}; each may end in {DIMINISHING}")
-    extra = ((1.0, DiminishingReturns()),) if base != name else ()
-    return DepthLoss(price, ((1.0, PARTS[base]), *extra))
+        raise InputError(
+            f"no loss {name!r}: give {', '.join(PARTS)}; each may end in {DIMINISHING}, then in {DISTILLATION}"
+        )
+    extra = ((1.0, DiminishingReturns()),) if base != rest else ()
+    return DepthLoss(price, ((1.0, PARTS[base]), *extra), distillation=TAUGHT if rest != name else 0.0)

@@ -28,7 +28,8 @@ class Objective(nn.Module):
             head needs class logits too, for those are what it sees.
 
     Raises:
-        InputError: costs that are not K, positive, and in order; or nothing to train.
+        InputError: costs that are not K, positive, and in order; nothing to train; or distillation in another task than
+            classification.
     """
 
     costs: Tensor
@@ -50,6 +51,8 @@ class Objective(nn.Module):
             raise InputError(f"costs {list(costs)}: give {exits} positive numbers, one an exit, that never fall")
         if frozen and exits == 1:
             raise InputError("a frozen network with its last exit alone has nothing to train: add exits")
+        if loss.distillation > 0 and task is not cross_entropy:
+            raise InputError("distillation teaches class probabilities, so the task must be cross_entropy: give 0")
         self.network, self.loss, self.frozen, self.task = network, loss, frozen, task
         if frozen:
             for part in (network.stem, network.stages, network.heads[-1]):
@@ -64,7 +67,8 @@ class Objective(nn.Module):
         """The loss, and the detached losses of the task at the exits."""
         gates = torch.ones(len(self.network.exits), len(targets), device=targets.device)
         logits, residuals = self._run(inputs, gates)
-        losses = torch.stack([losses_of(self.task, answer, targets) for answer in logits], 1)
+        plain = torch.stack([losses_of(self.task, answer, targets) for answer in logits], 1)
+        losses = self._distilled(plain, logits) if self.loss.distillation > 0 else plain
         fixed = losses.detach().requires_grad_()
         halting = None if self.halting is None else self.halting([answer.detach() for answer in logits])
         asked = self.loss(Seen(fixed, self.costs, price, halting, residuals))
@@ -72,7 +76,17 @@ class Objective(nn.Module):
         gates.copy_(weights.T)
         heads = losses[:, :-1] if self.frozen else losses
         # Backward through `asked` ends at `fixed`, the halting head and the residuals: the gates do the rest.
-        return heads.mean(0).sum() + asked.mean(), losses.detach()
+        return heads.mean(0).sum() + asked.mean(), plain.detach()
+
+    def _distilled(self, plain: Float[Tensor, "n K"], logits: list[Float[Tensor, "n classes"]]) -> Float[Tensor, "n K"]:
+        """The losses with the last exit as the teacher of the others."""
+        share, teacher = self.loss.distillation, logits[-1].detach().float().log_softmax(1)
+        taught = [
+            (1 - share) * plain[:, k]
+            + share * F.kl_div(answer.float().log_softmax(1), teacher, reduction="none", log_target=True).sum(1)
+            for k, answer in enumerate(logits[:-1])
+        ]
+        return torch.stack([*taught, plain[:, -1]], dim=1)
 
     def train(self, mode: bool = True) -> "Objective":
         """As of any module; but a frozen network stays in evaluation mode: its statistics must not move."""

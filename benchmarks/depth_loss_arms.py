@@ -1,0 +1,90 @@
+"""The arms of the study: what is trained, from what, with which loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from optdepth.training import (
+    DeepSupervision,
+    DepthLoss,
+    DiminishingReturns,
+    PriceSchedule,
+    SoftEnvelope,
+    StoppingCost,
+)
+from optdepth.training.depth_loss import Part
+
+
+def _share(early: float, distillation: float = 0.0) -> DepthLoss:
+    return DepthLoss(parts=((1.0, DeepSupervision(early)),), distillation=distillation)
+
+
+LAST, DEEP, LIGHT = _share(0.0), DepthLoss(parts=((1.0, DeepSupervision("equal")),)), _share(0.02)
+TAUGHT = _share(0.0, distillation=0.7)
+"""The last exit alone shapes the trunk, and teaches the early heads."""
+
+NOW = PriceSchedule(hold=0.0, ramp=0.0)
+PRICE = 0.3
+"""Nats that the whole depth costs, in the late arms that use a price."""
+
+
+def _late(part: Part, price: float = 0.0) -> DepthLoss:
+    return DepthLoss(price, ((1.0, part),), NOW, TAUGHT.distillation)
+
+
+def _added(part: Part, price: float = 0.0) -> DepthLoss:
+    return DepthLoss(price, ((1.0, DeepSupervision(0.02)), (0.2, part)), NOW, TAUGHT.distillation)
+
+
+LATE: dict[str, tuple[str, DepthLoss]] = {
+    "last": ("plain+taught trained on, last exit alone", _late(DeepSupervision(0.0))),
+    "light": ("plain+taught trained on, 2% to each early exit", _late(DeepSupervision(0.02))),
+    "deep": ("plain+taught trained on, equal shares", _late(DeepSupervision("equal"))),
+    "stopping": ("late-light, and a fifth of stopping cost", _added(StoppingCost(), PRICE)),
+    "envelope": ("late-light, and a fifth of the soft envelope", _added(SoftEnvelope(), PRICE)),
+    "returns": ("late-light, and a fifth of diminishing returns", _added(DiminishingReturns())),
+}
+"""Fine-tunings of the heads and trunk of plain+taught, by what they ask of the trunk."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+        what: it is, in the words of the table.
+        kind: "scratch"; "frozen": heads alone, on the trunk of `start`; "late": a fine-tuning of `start`;
+            "cascade": the networks of `members` one after another.
+        heads: of the early exits; "none" is a network with its last exit alone.
+        depth: layers; the study's where it is None.
+    """
+
+    what: str
+    kind: Literal["scratch", "frozen", "late", "cascade"] = "scratch"
+    heads: Literal["none", "linear", "conv"] = "linear"
+    loss: DepthLoss = LAST
+    start: str = ""
+    members: tuple[str, ...] = ()
+    depth: int | None = None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Arms that must be there first."""
+        return (self.start,) if self.start else self.members
+
+
+ARMS: dict[str, Arm] = {
+    "plain": Arm("no exits", heads="none", loss=LAST),
+    "plain+linear": Arm("linear heads on the frozen trunk of plain", "frozen", start="plain"),
+    "plain+conv": Arm("conv heads on the frozen trunk of plain", "frozen", "conv", start="plain"),
+    "plain+taught": Arm("conv heads, taught, on the frozen trunk of plain", "frozen", "conv", TAUGHT, "plain"),
+    "light": Arm("2% of the trunk's gradient to each early exit, linear heads", loss=LIGHT),
+    "light+taught": Arm("conv heads, taught, on the frozen trunk of light", "frozen", "conv", TAUGHT, "light"),
+    "deep": Arm("deep supervision, linear heads", loss=DEEP),
+    "deep+taught": Arm("conv heads, taught, on the frozen trunk of deep", "frozen", "conv", TAUGHT, "deep"),
+    **{f"late-{name}": Arm(what, "late", "conv", loss, "plain+taught") for name, (what, loss) in LATE.items()},
+    "light-deep": Arm("light trained on, equal shares, linear heads", "late", loss=DEEP, start="light"),
+    "shallow": Arm("8 layers, no exits", heads="none", depth=8),
+    "cascade": Arm("shallow, then plain", "cascade", members=("shallow", "plain")),
+}

@@ -1,0 +1,221 @@
+"""Tables and pictures of the figures that are there: means over seeds, and their range where there are several."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from depth_loss_arms import ARMS
+
+Figures = dict[str, Any]
+Found = dict[str, list[Figures]]
+"""Figures by arm, one a seed."""
+SHOWN = (0.01, 0.0215, 0.0464, 0.1, 0.2154, 0.4642, 1.0)
+"""Prices in the tables: every second one of the sweep."""
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#555555", "#000000", "#e69f00", "#7b3294")
+
+
+def write_pages(folder: Path) -> None:
+    """Writes `tables.md`, `frontier.svg` and `exits.svg` beside the figures."""
+    found: Found = {arm: [] for arm in ARMS}
+    for path in sorted(folder.glob("*.json")):
+        figures = json.loads(path.read_text())
+        found.setdefault(figures["arm"], []).append(figures)
+    found = {arm: runs for arm, runs in found.items() if runs}
+    tables = [accuracies(found), costs_needed(found), values(found), thresholds(found), depths(found), trained(found)]
+    (folder / "tables.md").write_text("\n".join(line for table in tables for line in table))
+    picture(found, folder / "frontier.svg", frontier_of, "mean cost of the solved rule, full passes")
+    picture(found, folder / "exits.svg", exits_of, "cost of one exit alone, full passes")
+
+
+def solved(found: Found) -> Found:
+    """The arms that leave something to stop."""
+    return {arm: runs for arm, runs in found.items() if "sweep" in runs[0]}
+
+
+def accuracies(found: Found) -> list[str]:
+    """Accuracy of every exit, alone, on the test split."""
+    deepest = max((len(runs[0]["accuracy"]["test"]) for runs in found.values()), default=1)
+    early = deepest - 1
+    lines = ["## Accuracy of each exit on the test split, %", "", row(["arm", *map(str, range(early)), "last"])]
+    lines.append(rule(deepest))
+    for arm, runs in found.items():
+        each = np.array([run["accuracy"]["test"] for run in runs])
+        cells = [spread(100 * each[:, k], 2) for k in range(each.shape[1])]
+        lines.append(row([arm, *cells[:-1], *[""] * (deepest - len(cells)), cells[-1]]))
+    return [*lines, ""]
+
+
+def costs_needed(found: Found) -> list[str]:
+    """Mean cost of the solved rule at the accuracy of the network without exits, and below."""
+    drops = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1)
+    head = ["arm", *(f"-{100 * drop:g}" if drop else "plain's accuracy" for drop in drops), "accuracy above deep's"]
+    lines = ["## Mean cost at the accuracy of `plain`, and at so many points below it (test split)", "", row(head)]
+    lines.append(rule(len(head) - 1))
+    reference = {run["seed"]: 1 - run["accuracy"]["test"][-1] for run in found.get("plain", [])}
+    deep = {run["seed"]: run for run in found.get("deep", [])}
+    for arm, runs in solved(found).items():
+        runs = [run for run in runs if run["seed"] in reference]
+        if not runs:
+            continue
+        needed = [[cost_at(run, reference[run["seed"]] + drop) for run in runs] for drop in drops]
+        above = [lead(run, deep[run["seed"]]) for run in runs if run["seed"] in deep]
+        lines.append(row([arm, *(spread(costs, 3) for costs in needed), spread(100 * np.array(above), 2)]))
+    return [*lines, "", "The last column is the mean over costs from 0.2 to 1, in points.", ""]
+
+
+def values(found: Found) -> list[str]:
+    """Loss + price x cost of the solved rule, on both splits that fitted nothing."""
+    lines = []
+    for split, use in (("test", "to judge by"), ("certify", "to choose by")):
+        lines += [f"## Loss + price x cost of the solved rule on the {split} split ({use}), x 100", ""]
+        lines += [row(["arm", *(f"price {price:g}" for price in SHOWN)]), rule(len(SHOWN))]
+        for arm, runs in solved(found).items():
+            each = [
+                [100 * at(run, price)["methods"]["snell"][split]["value"] for run in runs if at(run, price)]
+                for price in SHOWN
+            ]
+            lines.append(row([arm, *(spread(cell, 2) for cell in each)]))
+        lines.append("")
+    return lines
+
+
+def thresholds(found: Found) -> list[str]:
+    """The solved rule against the threshold that is best on the test split itself."""
+    lines = ["## Value of the best tuned threshold less that of the solved rule (test split), x 100", ""]
+    lines += [
+        "The threshold is picked in hindsight among six kinds, which flatters it. Behind ±, the standard error of"
+    ]
+    lines += ["the difference, paired by sample; first seed.", ""]
+    lines += [row(["arm", *(f"price {price:g}" for price in SHOWN)]), rule(len(SHOWN))]
+    for arm, runs in solved(found).items():
+        lines.append(row([arm, *(behind(at(runs[0], price)["methods"]) for price in SHOWN)]))
+    return [*lines, ""]
+
+
+def behind(methods: Figures) -> str:
+    """The lead of the solved rule over the best of its rivals."""
+    best = min((figures["test"] for name, figures in methods.items() if name != "snell"), key=lambda one: one["value"])
+    return f"{100 * best['behind']:.2f} ± {100 * best['behind_error']:.2f}"
+
+
+def depths(found: Found) -> list[str]:
+    """Where samples stop, the bound on the depth, the certificate, and how residual sizes decay."""
+    lines = ["## Where samples stop at price 0.1, bounds and certificates (test split)", ""]
+    lines += [
+        row(["arm", "kept exits", "share stopping at each, %", "deepest used", "bound", "certified cost"]),
+        rule(5),
+    ]
+    for arm, runs in solved(found).items():
+        there, run = at(runs[0], 0.1), runs[0]
+        test = there["methods"]["snell"]["test"]
+        shares = " ".join(f"{100 * share:.0f}" for share in test["shares"])
+        bound = "none" if test["deepest by the bounds"] is None else str(test["deepest by the bounds"])
+        certificate = f"{run['certificate']['cost']:.3f}"
+        kept = " ".join(map(str, there["exits"]))
+        lines.append(row([arm, kept, shares, str(test["deepest used"]), bound, certificate]))
+    lines += [
+        "",
+        "Deepest used and bound count the kept exits from 0. Certified: loss above the full network's at most",
+    ]
+    lines += ["1%, with 95% confidence, all exits kept. First seed.", ""]
+    lines += ["## Mean relative residual size before each exit", ""]
+    for arm, runs in solved(found).items():
+        if sizes := runs[0]["residuals"]:
+            lines.append(f"- {arm}: {' '.join(f'{size:.2f}' for size in sizes['mean'])}; {sizes['law']}")
+    return [*lines, ""]
+
+
+def trained(found: Found) -> list[str]:
+    """What each arm is and what made it."""
+    lines = ["## The arms", "", row(["arm", "what", "seeds", "epochs", "commit", "machine", "torch"])]
+    lines.append(row(["---"] * 7))
+    for arm, runs in found.items():
+        settings = runs[0]["training"].get("settings", {})
+        seeds = " ".join(str(run["seed"]) for run in runs)
+        made = [runs[0]["commit"], runs[0]["machine"], runs[0]["versions"]["torch"]]
+        lines.append(row([arm, runs[0]["what"], seeds, str(settings.get("epochs", "-")), *made]))
+    return [*lines, ""]
+
+
+def at(run: Figures, price: float) -> Figures:
+    """The figures of the price of the sweep that is nearest."""
+    return min(run["sweep"], key=lambda found: abs(np.log(found["price"] / price)))
+
+
+def frontier_of(run: Figures) -> tuple[np.ndarray, np.ndarray]:
+    """Mean costs, ascending, and losses that fall: the solved rule over the sweep, on the test split.
+
+    The last point is the whole network without a look at any other exit, which is the rule at price 0.
+    """
+    costs, losses = exits_of(run)
+    if "sweep" not in run:
+        return costs, losses
+    points = [found["methods"]["snell"]["test"] for found in run["sweep"]]
+    ordered = sorted([*((point["cost"], point["loss"]) for point in points), (costs[-1], losses[-1])])
+    kept = [pair for i, pair in enumerate(ordered) if pair[1] < min((loss for _, loss in ordered[:i]), default=2)]
+    costs, losses = np.array(kept).T
+    return costs, losses
+
+
+def exits_of(run: Figures) -> tuple[np.ndarray, np.ndarray]:
+    """Cost of stopping every sample at one exit, without a look at the others, and its loss on the test split."""
+    costs = run["costs"]
+    alone = costs["paid"] if "reach" not in costs else np.add(costs["reach"], costs["probe"])
+    return np.asarray(alone), 1 - np.asarray(run["accuracy"]["test"])
+
+
+def cost_at(run: Figures, loss: float) -> float:
+    """The least mean cost at which the solved rule loses no more; nan where it always does."""
+    costs, losses = frontier_of(run)
+    return float(np.interp(loss, losses[::-1], costs[::-1], left=np.nan, right=costs[0]))
+
+
+def lead(run: Figures, other: Figures) -> float:
+    """Accuracy above another's at equal mean cost: the mean over costs from 0.2 to 1."""
+    grid = np.linspace(0.2, 1, 81)
+    mine, theirs = (np.interp(grid, *frontier_of(one)) for one in (run, other))
+    return float((theirs - mine).mean())
+
+
+def picture(found: Found, path: Path, curve: Callable[[Figures], Any], label: str) -> None:
+    """Accuracy against cost, a line an arm, a dot a network without exits; means over seeds are not drawn."""
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for (arm, runs), colour in zip(found.items(), COLOURS * 3, strict=False):
+        for i, run in enumerate(runs):
+            costs, losses = curve(run)
+            style = {"color": colour, "label": arm if i == 0 else None}
+            if len(costs) == 1:
+                axes.scatter(costs, 100 * (1 - losses), marker="*", s=110, zorder=4, **style)
+            else:
+                axes.plot(costs, 100 * (1 - losses), marker="o", markersize=3, linewidth=1.5, **style)
+    axes.set(xlabel=label, ylabel="right answers, % of the test split")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def spread(numbers: Any, digits: int) -> str:
+    """Mean, and half the range where there are several; a dash where there is none."""
+    held = np.asarray(numbers, dtype=float)
+    if len(held) == 0:
+        return "-"
+    if np.isnan(held).any():
+        return "not reached"
+    text = f"{held.mean():.{digits}f}"
+    return text if len(held) == 1 else f"{text} ± {np.ptp(held) / 2:.{digits}f}"
+
+
+def row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def rule(numbers: int) -> str:
+    return row(["---", *["---:"] * numbers])
