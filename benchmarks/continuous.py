@@ -48,7 +48,7 @@ from optdepth.stopping.rule import Rule
 from optdepth.stopping.snell import snell
 from optdepth.trace import Costs, Trace
 from optdepth.workflow import versions
-from spine import output, processor
+from provenance import commit, processor
 
 HERE = Path(__file__).parent / "continuous"
 SEED, EPOCHS, PRICES = 0, 20, (0.03, 0.1)
@@ -76,7 +76,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "command": " ".join(["python", *sys.argv]),
         "seed": SEED,
-        "commit": output("git", "rev-parse", "--short", "HEAD"),
+        "commit": commit(),
         "machine": f"{processor()}, {torch.get_num_threads()} threads",
         "versions": {"python": platform.python_version(), **versions()},
         "orders": orders(),

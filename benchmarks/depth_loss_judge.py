@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from optdepth.stopping.placement import keep, place
 from optdepth.stopping.rule import FixedDepth, Origin, Rule
 from optdepth.trace import Trace
 from optdepth.workflow import Run, versions
+from provenance import commit, processor
 
 PRICES = tuple(np.geomspace(0.01, 1.0, 13).round(4).tolist())
 """Loss that one full pass is worth."""
@@ -122,18 +121,8 @@ def provenance(run: Run) -> dict[str, Any]:
     seconds = [epoch["seconds"] for epoch in training.pop("epochs", [])]
     return {
         "command": " ".join(["python", "benchmarks/depth_loss.py", *sys.argv[1:]]),
-        "commit": output("git", "rev-parse", "--short", "HEAD"),
+        "commit": commit(),
         "machine": f"{processor()}, {torch.get_num_threads()} threads",
         "versions": {"python": platform.python_version(), **versions()},
         "training": {**training, "seconds an epoch": [round(second) for second in seconds]},
     }
-
-
-def output(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
-    return names[0] if names else platform.processor()

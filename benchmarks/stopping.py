@@ -10,9 +10,7 @@ synthetic traces. Writes `benchmarks/stopping/results.md` and `.json`. `--short`
 from __future__ import annotations
 
 import argparse
-import platform
 import resource
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -35,6 +33,7 @@ from optdepth.stopping.snell import snell, snell_family
 from optdepth.trace import Costs, Trace
 from optdepth.workflow import versions
 from problems import MAX_CALL_VALUE, PUT_VALUES, american_put, max_call
+from provenance import commit, processor
 
 OUT = Path(__file__).parent / "stopping"
 PATHS, FITTED, JUDGED = 100_000, 1, 2
@@ -48,11 +47,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="leave the largest trace out")
     short = parser.parse_args().short
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     result: dict[str, Any] = {
         "command": " ".join(["python", *sys.argv]),
-        "commit": commit,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "commit": commit(),
+        "machine": f"{processor()}, {torch.get_num_threads()} threads",
         "versions": versions(),
         "speed": [_speed(*size, target) for size, target in zip(SIZES[: 2 if short else 3], TARGETS, strict=False)],
         "options": _options(),
