@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchdiffeq import odeint_event
@@ -245,7 +246,7 @@ def draw_limit(result: dict[str, Any], path: Path) -> None:
         steps, errors = (np.array([row[key] for row in result["limit of a linear flow"]]) for key in ("step", "error"))
         left.loglog(steps, errors, color=BLUE, marker="o", label="residual networks")
         left.loglog(steps, errors[-1] * steps / steps[-1], color=INK, ls=":", label="order 1")
-        left.set_xlabel("step h")
+        _steps(left, steps)
         left.set_ylabel("mean |h × optimal depth − stopping time|")
         left.set_title("x' = −x: a known stopping time")
         left.legend()
@@ -260,11 +261,18 @@ def draw_limit(result: dict[str, Any], path: Path) -> None:
             right.axhline(flow[f"{name}: mean time"], color=colour, ls="--", lw=1)
         right.set_xscale("log")
         right.set_ylim(bottom=0)
-        right.set_xlabel("step h")
+        _steps(right, h)
         right.set_ylabel("mean of h × depth")
         right.set_title(f"digits, price {limit['price']:g}; dashed: the neural ODE")
         right.legend()
         save_figure(figure, path)
+
+
+def _steps(axes: Axes, steps: np.ndarray) -> None:
+    """Names the steps on a logarithmic axis, and nothing between them."""
+    axes.set_xticks(steps, [f"{step:.3g}" for step in steps])
+    axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+    axes.set_xlabel("step h")
 
 
 def page(result: dict[str, Any]) -> str:
