@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from depth_loss_arms import ARMS
+from provenance import table_row
 
 Figures = dict[str, Any]
 Found = dict[str, list[Figures]]
@@ -42,12 +43,12 @@ def accuracies(found: Found) -> list[str]:
     """Accuracy of every exit, alone, on the test split."""
     deepest = max((len(runs[0]["accuracy"]["test"]) for runs in found.values()), default=1)
     early = deepest - 1
-    lines = ["## Accuracy of each exit on the test split, %", "", row(["arm", *map(str, range(early)), "last"])]
+    lines = ["## Accuracy of each exit on the test split, %", "", table_row(["arm", *map(str, range(early)), "last"])]
     lines.append(rule(deepest))
     for arm, runs in found.items():
         each = np.array([run["accuracy"]["test"] for run in runs])
         cells = [spread(100 * each[:, k], 2) for k in range(each.shape[1])]
-        lines.append(row([arm, *cells[:-1], *[""] * (deepest - len(cells)), cells[-1]]))
+        lines.append(table_row([arm, *cells[:-1], *[""] * (deepest - len(cells)), cells[-1]]))
     return [*lines, ""]
 
 
@@ -55,7 +56,11 @@ def costs_needed(found: Found) -> list[str]:
     """Mean cost of the solved rule at the accuracy of the network without exits, and below."""
     drops = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1)
     head = ["arm", *(f"-{100 * drop:g}" if drop else "plain's accuracy" for drop in drops), "accuracy above deep's"]
-    lines = ["## Mean cost at the accuracy of `plain`, and at so many points below it (test split)", "", row(head)]
+    lines = [
+        "## Mean cost at the accuracy of `plain`, and at so many points below it (test split)",
+        "",
+        table_row(head),
+    ]
     lines.append(rule(len(head) - 1))
     reference = {run["seed"]: 1 - run["accuracy"]["test"][-1] for run in found.get("plain", [])}
     deep = {run["seed"]: run for run in found.get("deep", [])}
@@ -65,7 +70,7 @@ def costs_needed(found: Found) -> list[str]:
             continue
         needed = [[cost_at(run, reference[run["seed"]] + drop) for run in runs] for drop in drops]
         above = [lead(run, deep[run["seed"]]) for run in runs if run["seed"] in deep]
-        lines.append(row([arm, *(spread(costs, 3) for costs in needed), spread(100 * np.array(above), 2)]))
+        lines.append(table_row([arm, *(spread(costs, 3) for costs in needed), spread(100 * np.array(above), 2)]))
     return [*lines, "", "The last column is the mean over costs from 0.2 to 1, in points.", ""]
 
 
@@ -74,13 +79,13 @@ def values(found: Found) -> list[str]:
     lines = []
     for split, use in (("test", "to judge by"), ("certify", "to choose by")):
         lines += [f"## Loss + price x cost of the solved rule on the {split} split ({use}), x 100", ""]
-        lines += [row(["arm", *(f"price {price:g}" for price in SHOWN)]), rule(len(SHOWN))]
+        lines += [table_row(["arm", *(f"price {price:g}" for price in SHOWN)]), rule(len(SHOWN))]
         for arm, runs in solved(found).items():
             each = [
                 [100 * at(run, price)["methods"]["snell"][split]["value"] for run in runs if at(run, price)]
                 for price in SHOWN
             ]
-            lines.append(row([arm, *(spread(cell, 2) for cell in each)]))
+            lines.append(table_row([arm, *(spread(cell, 2) for cell in each)]))
         lines.append("")
     return lines
 
@@ -92,9 +97,9 @@ def thresholds(found: Found) -> list[str]:
         "The threshold is picked in hindsight among six kinds, which flatters it. Behind ±, the standard error of"
     ]
     lines += ["the difference, paired by sample; first seed.", ""]
-    lines += [row(["arm", *(f"price {price:g}" for price in SHOWN)]), rule(len(SHOWN))]
+    lines += [table_row(["arm", *(f"price {price:g}" for price in SHOWN)]), rule(len(SHOWN))]
     for arm, runs in solved(found).items():
-        lines.append(row([arm, *(behind(at(runs[0], price)["methods"]) for price in SHOWN)]))
+        lines.append(table_row([arm, *(behind(at(runs[0], price)["methods"]) for price in SHOWN)]))
     return [*lines, ""]
 
 
@@ -108,7 +113,7 @@ def depths(found: Found) -> list[str]:
     """Where samples stop, the bound on the depth, the certificate, and how residual sizes decay."""
     lines = ["## Where samples stop at price 0.1, bounds and certificates (test split)", ""]
     lines += [
-        row(["arm", "kept exits", "share stopping at each, %", "deepest used", "bound", "certified cost"]),
+        table_row(["arm", "kept exits", "share stopping at each, %", "deepest used", "bound", "certified cost"]),
         rule(5),
     ]
     for arm, runs in solved(found).items():
@@ -118,7 +123,7 @@ def depths(found: Found) -> list[str]:
         bound = "none" if test["deepest by the bounds"] is None else str(test["deepest by the bounds"])
         certificate = f"{run['certificate']['cost']:.3f}"
         kept = " ".join(map(str, there["exits"]))
-        lines.append(row([arm, kept, shares, str(test["deepest used"]), bound, certificate]))
+        lines.append(table_row([arm, kept, shares, str(test["deepest used"]), bound, certificate]))
     lines += [
         "",
         "Deepest used and bound count the kept exits from 0. Certified: loss above the full network's at most",
@@ -133,13 +138,13 @@ def depths(found: Found) -> list[str]:
 
 def trained(found: Found) -> list[str]:
     """What each arm is and what made it."""
-    lines = ["## The arms", "", row(["arm", "what", "seeds", "epochs", "commit", "machine", "torch"])]
-    lines.append(row(["---"] * 7))
+    lines = ["## The arms", "", table_row(["arm", "what", "seeds", "epochs", "commit", "machine", "torch"])]
+    lines.append(table_row(["---"] * 7))
     for arm, runs in found.items():
         settings = runs[0]["training"].get("settings", {})
         seeds = " ".join(str(run["seed"]) for run in runs)
         made = [runs[0]["commit"], runs[0]["machine"], runs[0]["versions"]["torch"]]
-        lines.append(row([arm, runs[0]["what"], seeds, str(settings.get("epochs", "-")), *made]))
+        lines.append(table_row([arm, runs[0]["what"], seeds, str(settings.get("epochs", "-")), *made]))
     return [*lines, ""]
 
 
@@ -213,9 +218,5 @@ def spread(numbers: Any, digits: int) -> str:
     return text if len(held) == 1 else f"{text} ± {np.ptp(held) / 2:.{digits}f}"
 
 
-def row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
 def rule(numbers: int) -> str:
-    return row(["---", *["---:"] * numbers])
+    return table_row(["---", *["---:"] * numbers])
