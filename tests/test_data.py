@@ -195,7 +195,7 @@ def test_columns_and_labels(tmp_path: Path) -> None:
 
 def test_too_few_in_a_class(tmp_path: Path) -> None:
     write_parquet(tmp_path / "set" / "train.parquet", labels=[0] * 36 + [1] * 4)
-    fails(tmp_path / "set", r"class '1' has 4 images, too few .* at least 10 a class")
+    fails(tmp_path / "set", r"class '1' has 4 samples, too few .* at least 10 a class")
 
 
 def test_shares() -> None:
