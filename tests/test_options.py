@@ -21,11 +21,10 @@ OPTIONS = {
     },
     "max-call": (max_call, MAX_CALL_VALUE),
 }
+OPTION_NAMES = [pytest.param(name, marks=pytest.mark.slow if name.endswith("2y") else ()) for name in OPTIONS]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name.endswith("2y") else ()) for name in OPTIONS]
-)
+@pytest.mark.parametrize("name", OPTION_NAMES)
 def test_the_solved_rule_earns_the_published_value(name: str) -> None:
     """On paths that fitted nothing: within 0.5% below, and never more than two standard errors above."""
     simulate, published = OPTIONS[name]
@@ -33,7 +32,7 @@ def test_the_solved_rule_earns_the_published_value(name: str) -> None:
     assert 0.995 * published <= -earned.loss <= published + 2 * earned.loss_error
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIONS if not name.endswith("2y")])
+@pytest.mark.parametrize("name", OPTION_NAMES)
 def test_no_solver_earns_more(name: str) -> None:
     simulate, published = OPTIONS[name]
     fit, test = simulate(20_000, seed=1), simulate(20_000, seed=2)

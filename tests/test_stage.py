@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from optdepth import DepthLoss, Engine, TensorData, confidence, flops, latency, load_data, record, train
 from optdepth.errors import InputError
 from optdepth.networks import StagedNetwork, hidden, load_network, select, stage
-from zoo import IMAGES, TOKENS, build, tokens
+from zoo import IMAGES, TOKENS, build, images, tokens
 
 
 def answer(model: nn.Module, inputs: Any) -> Tensor:
@@ -121,6 +121,49 @@ def test_heads_alone_leave_every_bit_of_the_model(tmp_path: Path) -> None:
     train(network, data, loss=DepthLoss(), epochs=1, seed=0, out=tmp_path, backbone="frozen", progress=False)
     assert equal(model.state_dict(), before)
     assert all(head.linear.weight.any() for head in network.heads[:-1] if hasattr(head, "linear"))
+
+
+@pytest.mark.parametrize("name", [name for name in [*IMAGES, *TOKENS] if "per token" not in name])
+def test_heads_alone_of_every_family_are_trained_saved_and_loaded(name: str, tmp_path: Path) -> None:
+    """Not one parameter or buffer of the model changes, BatchNorm statistics included; nor does saving change a bit."""
+    model, example = build(name)
+    before = copy.deepcopy(model.state_dict())
+    inputs = images(64) if name in IMAGES else tokens((9, 5, 7, 6) * 16)
+    labels = torch.arange(64) % 2
+    data = TensorData.of("made up", (inputs, labels), (example, labels[:3]), fit=0.2, certify=0.2, seed=0)
+    network = stage(model, example=example, exits="all", head="linear")
+    train(
+        network,
+        data,
+        loss=DepthLoss(),
+        epochs=1,
+        batch_size=16,
+        seed=0,
+        out=tmp_path,
+        backbone="frozen",
+        progress=False,
+    )
+    assert equal(model.state_dict(), before)
+    assert all(head.linear.weight.any() for head in list(network.heads)[:-1])
+    network.save(tmp_path / "saved")
+    other, _ = build(name)
+    for parameter in other.parameters():
+        nn.init.normal_(parameter)
+    loaded = load_network(tmp_path / "saved", model=other, example=example)
+    assert all(torch.equal(mine, its) for mine, its in zip(network.eval()(example), loaded(example), strict=True))
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_a_sentence_alone_is_answered_as_in_a_padded_batch_by_every_family(name: str) -> None:
+    model, example = build(name)
+    network = stage(model, example=example)
+    lengths = (12, 3, 8, 5)
+    batch = tokens(lengths)
+    together = network.full(batch)
+    for row, length in enumerate(lengths):
+        single = network.full({key: tensor[row : row + 1, :length] for key, tensor in batch.items()})[0]
+        there = together[row, :length] if "per token" in name else together[row]
+        torch.testing.assert_close(single, there, rtol=1e-4, atol=1e-5)
 
 
 def _grey(model: nn.Module) -> nn.Module:
