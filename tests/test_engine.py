@@ -1,5 +1,7 @@
 """The engine answers as the trace says it should, whatever the batch, and does not run what is not needed."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -8,11 +10,11 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from optdepth.costs import flops, latency
+from optdepth.costs import flops
 from optdepth.errors import InputError
 from optdepth.inference.clock import clock
 from optdepth.inference.engine import Answer, Engine
-from optdepth.inference.timings import Timings
+from optdepth.inference.timings import Timings, latency
 from optdepth.networks import StagedNetwork, resnet
 from optdepth.networks.staged import select
 from optdepth.record import record
@@ -205,6 +207,14 @@ def same(found: Answer, expected: Answer) -> None:
     torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
 
 
+def timed(
+    network: StagedNetwork, stages: np.ndarray, *, gather: float = 0.0, sizes: Sequence[float] = (1.0, 64.0)
+) -> Timings:
+    """Timings as they might have been measured, looks free."""
+    nothing = np.zeros_like(stages)
+    return Timings(network.fingerprint(), np.array(sizes, dtype=float), stages, nothing, nothing + gather, threads=1)
+
+
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("size", [1, 3, 16, 40, 100])
 def test_fixed_sizes_change_no_answer(setting: Setting, name: str, size: int) -> None:
@@ -225,16 +235,16 @@ def test_compacting_waits_until_it_pays(setting: Setting) -> None:
     for gather, sizes in ((0.0, survivors), (1e9, [64, 64, 64])):
         for stage in stages:
             stage.sizes.clear()
-        ones = np.ones((3, 2))
-        timings = Timings(network.fingerprint(), np.array([1.0, 64.0]), ones * [1, 64], gather * ones)
+        timings = timed(network, np.ones((3, 2)) * [1, 64], gather=gather)
         same(Engine(network, rule, timings=timings)(inputs), expected)
         assert [stage.sizes for stage in stages] == [[size] for size in sizes]
 
 
 def test_measured_timings_are_of_this_network(setting: Setting) -> None:
     timings = Timings.measure(setting.network, setting.inputs[:2], sizes=(1, 8), repeats=3)
-    assert timings.stages.shape == timings.gathers.shape == (3, 2)
+    assert timings.stages.shape == timings.looks.shape == timings.gathers.shape == (3, 2)
     assert (timings.stages > 0).all()
+    assert (timings.looks > 0).all()
     same(
         Engine(setting.network, setting.rules["snell"], timings=timings)(setting.inputs[200:264]),
         Engine(setting.network, setting.rules["snell"])(setting.inputs[200:264]),
@@ -245,8 +255,37 @@ def test_measured_timings_are_of_this_network(setting: Setting) -> None:
             anywhere(FixedDepth(Origin.of(setting.fit), 0)),
             timings=timings,
         )
-    with pytest.raises(InputError, match="at least two batch sizes"):
-        Timings.measure(setting.network, setting.inputs[:2], sizes=(4,))
+    for sizes in ((), (0, 4), (4, 4)):
+        with pytest.raises(InputError, match="rise from 1 on"):
+            Timings.measure(setting.network, setting.inputs[:2], sizes=sizes)
+
+
+def test_a_batch_is_cut_where_large_ones_are_slow_and_no_answer_changes(setting: Setting) -> None:
+    network, stages, _ = counted(setting.network)
+    rule, inputs = anywhere(setting.rules["fixed 2"]), setting.inputs[200:300]
+    expected = Engine(network, rule)(inputs)
+    steep = timed(network, np.ones((3, 3)) * [1, 16, 200], sizes=[1, 16, 64])  # 1 ms a sample up to 16, 3 at 64
+    level = timed(network, np.ones((3, 3)) * [1, 16, 63], sizes=[1, 16, 64])
+    for timings, pieces in ((steep, [15] * 6 + [10]), (level, [100])):
+        for stage in stages:
+            stage.sizes.clear()
+        same(Engine(network, rule, timings=timings)(inputs), expected)
+        assert [stage.sizes for stage in stages] == [pieces] * 3
+    assert steep.piece(16) == 16
+    assert steep.piece(17) == 9  # two pieces of about the same size, not 16 and 1
+    stages[0].sizes.clear()
+    Engine(network, rule, timings=steep)(inputs, deadline=1e6)
+    assert stages[0].sizes == [100]  # with a deadline no sample waits for the others' last exit
+
+
+def test_costs_at_a_batch_size_are_the_measured_times_a_sample(setting: Setting) -> None:
+    stages, looks = np.array([[2.0, 8.0], [1.0, 4.0]]), np.array([[0.5, 1.0], [0.1, 0.2]])
+    timings = Timings("", np.array([1.0, 5.0]), stages, looks, np.zeros((2, 2)), threads=1)
+    for batch, reach, probe in ((1, [2, 3], [0.5, 0.1]), (5, [1.6, 2.4], [0.2, 0.04]), (3, [5 / 3, 2.5], [0.25, 0.05])):
+        costs = timings.costs(batch)
+        np.testing.assert_allclose(costs.reach, reach)
+        np.testing.assert_allclose(costs.probe, probe)
+        assert costs.unit == f"ms a sample at batch {batch}, 1 threads"
 
 
 def test_a_call_may_name_a_price(setting: Setting) -> None:
@@ -268,9 +307,7 @@ def test_a_deadline_degrades_to_the_exit_reached(setting: Setting, size: int) ->
     late = engine(inputs, deadline=0.0)
     assert (late.exit == 0).all()
     torch.testing.assert_close(late.logits, setting.logits[200 : 200 + size, 0], rtol=1e-4, atol=1e-4)
-    slow = Timings(
-        setting.network.fingerprint(), np.array([1.0, 64.0]), np.full((3, 2), [[1.0], [1.0], [1e9]]), np.zeros((3, 2))
-    )
+    slow = timed(setting.network, np.full((3, 2), [[1.0], [1.0], [1e9]]))
     foresees = Engine(setting.network, setting.rules["snell"], timings=slow)(inputs, deadline=1e6)
     assert int(foresees.exit.max()) == min(1, int(engine(inputs).exit.max()))
 

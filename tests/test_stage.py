@@ -205,7 +205,7 @@ def test_dicts_from_training_to_the_engine(tmp_path: Path) -> None:
     assert torch.equal(answer(fresh, example), network.full(example))
 
     costs = flops(network, example).relative()
-    assert len(latency(network, example, repeats=1, warmup=0)) == 2
+    assert len(latency(network, example, repeats=1)) == 2
     trace = record(network, data.batches("train", 32), costs)
     rule = confidence(trace, price=0.5)
     batch, _ = next(data.batches("train", 16))

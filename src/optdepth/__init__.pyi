@@ -1,7 +1,7 @@
 from .continuous.flow import FlowEngine
 from .continuous.obstacle import free_boundary
 from .continuous.problem import StoppingProblem
-from .costs import flops, latency
+from .costs import flops
 from .data import load_data
 from .errors import InputError
 from .inference.budget import BudgetedEngine
@@ -9,7 +9,7 @@ from .inference.endless import endless
 from .inference.engine import Answer, Engine
 from .inference.monitor import Monitor
 from .inference.stream import stream
-from .inference.timings import Timings
+from .inference.timings import Timings, latency
 from .networks import StagedNetwork, load_network, looped, neural_ode, resnet, stage, unrolled
 from .recall import best_recall
 from .record import record

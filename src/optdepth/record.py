@@ -83,7 +83,7 @@ def record(
 
 def check_finite(inputs: Inputs, first: int = 0) -> None:
     """Refuses a batch with NaN or infinity, naming the sample; `first` is the number of the batch's first one."""
-    for tensor in tree_leaves(inputs):
+    for tensor in [inputs] if isinstance(inputs, Tensor) else tree_leaves(inputs):
         # One cheap pass in the usual case; `torch.isfinite` is four more operations.
         if not tensor.is_floating_point() or math.isfinite(tensor.sum().item()):
             continue

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .costs import flops, latency
+from .costs import flops
 from .data import Data, load_data
 from .errors import InputError
 from .files import read_json, write_json
 from .inference.clock import Clocked, clock
 from .inference.engine import Engine
+from .inference.timings import latency
 from .networks import StagedNetwork, load_network
 from .progress import shown_steps
 from .record import record
@@ -31,6 +32,7 @@ from .report import Provenance, write_report
 from .stopping.bounds import prophet
 from .stopping.evaluate import Evaluation, evaluate
 from .stopping.frontier import FAMILIES
+from .stopping.gain import FRUGAL
 from .stopping.price import solve_at
 from .stopping.rule import FixedDepth, Origin, Rule
 from .trace import Trace
@@ -113,7 +115,8 @@ def record_run(run: Run, *, measure: str, batch: int, progress: bool) -> dict[st
     data, network = run.data(), run.network()
     device = next(network.parameters()).device
     example = next(data.batches("fit", batch))[0].to(device)
-    costs = (flops(network, example[:1]) if measure == "flops" else latency(network, example)).relative()
+    costs = flops(network, example[:1]) if measure == "flops" else latency(network, example, features=FRUGAL)
+    costs = costs.relative()
     traces = {}
     for split in SPLITS:
         held = data.splits[split]

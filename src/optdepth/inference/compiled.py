@@ -13,7 +13,7 @@ from ..errors import InputError
 
 
 def compiled(modules: Sequence[nn.Module], sizes: int) -> list[Callable[[Any], Any]]:
-    """Each module compiled on its own, static in shape; a graph break is an error.
+    """Each module compiled on its own, static in shape, its weights folded in as constants; a graph break is an error.
 
     Modules of one class share their code, and torch counts compilations by code: `isolate_recompiles` gives each its
     own count, or a deep network would silently fall back to uncompiled code.
@@ -31,6 +31,7 @@ def compiled(modules: Sequence[nn.Module], sizes: int) -> list[Callable[[Any], A
     options: dict[str, Any] = {
         "fullgraph": True,
         "dynamic": False,
+        "options": {"freezing": True},  # batch norms vanish into convolutions, and weights are laid out once
         "recompile_limit": 2 * sizes,
         "isolate_recompiles": True,
     }

@@ -61,7 +61,8 @@ class Engine:
         network: with K exits.
         rule: solved for it; or several, solved at different prices, of which each call names one.
         timings: measured on this machine, see `Timings.measure`. Survivors are then gathered only where that saves more
-            than it costs; without them, at every exit where a sample stops.
+            than it costs, without them at every exit where a sample stops; and a batch larger than is best on this
+            machine is cut.
         sizes: batch sizes to run on, rising. Batches are filled up to the next of them, with samples already answered,
             so that code compiled or captured for a few shapes serves all batches; a larger one is cut. None: any size.
         compile: the stages and heads through `torch.compile`, without graph breaks, each once for every one of `sizes`.
@@ -122,11 +123,11 @@ class Engine:
             raise InputError("an empty batch has no answers")
         plan = self.plan(price)
         check_finite(inputs)
-        most = samples if self.sizes is None else self.sizes[-1]
-        if samples > most:
-            rows = torch.arange(samples, device=hidden(inputs).device)
-            return _joined([self._serve(select(inputs, part), plan, end) for part in rows.split(most)])
-        return self._serve(inputs, plan, end)
+        most = self._most(samples, end)
+        if samples <= most:
+            return self._serve(inputs, plan, end)
+        pieces = [tree_map(lambda tensor, i=i: tensor[i : i + most], inputs) for i in range(0, samples, most)]
+        return _joined([self._serve(piece, plan, end) for piece in pieces])
 
     def warm(self, example: Inputs) -> None:
         """Runs every stage and head once for each of the engine's sizes, which is what compiling them takes.
@@ -218,6 +219,12 @@ class Engine:
     def size(self, rows: int) -> int:
         """The batch to run so many samples in."""
         return rows if self.sizes is None else self.sizes[bisect_left(self.sizes, rows)]
+
+    def _most(self, samples: int, end: float | None) -> int:
+        """How many samples to run at a time. With a deadline all that fit, so that none waits for its first exit."""
+        if self.sizes is not None:
+            return self.sizes[-1]
+        return samples if self.timings is None or end is not None else self.timings.piece(samples)
 
     def _pays(self, k: int, plan: Plan, rows: int, room: int) -> bool:
         return self.timings is None or self.timings.pays(k, plan.next_look[k], rows, room)

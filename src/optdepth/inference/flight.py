@@ -44,8 +44,8 @@ class Flight:
             self.answers = logits.new_empty(self.samples, *logits.shape[1:])
         index = torch.nonzero_static(stops, size=leaving).squeeze(1)
         where = index if self._place is None else self._place.index_select(0, index)
-        self.answers[where] = logits.index_select(0, index)
-        self.exit[where] = k
+        self.answers.index_copy_(0, where, logits.index_select(0, index))
+        self.exit.index_fill_(0, where, k)
         self.left -= leaving
         self._open = ~stops if self._open is None else self._open & ~stops
 

@@ -1,20 +1,38 @@
-"""What stages and gathering cost on this machine, by batch size: whether it pays to compact a batch."""
+"""What stages, looks and gathering cost on this machine, by batch size: where to look, and whether to compact."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Self
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from ..costs import now
 from ..errors import InputError
 from ..networks import StagedNetwork
-from ..networks.staged import Inputs, hidden, select
+from ..networks.staged import Inputs, State, hidden, select
+from ..observe import Memory
+from ..stopping.gain import GainRule
+from ..stopping.regression import Additive
+from ..stopping.rule import Origin
+from ..trace import Costs
+from .flight import Flight
+from .look import Look
+
+_SIZES = (1, 4, 16, 64, 256)
+_RAMPS = 8
+"""Pieces of a feature's curve in the rule that looks are timed with: as many as `snell` fits."""
+_APART = 4
+"""Exits from one look to the next while looks are timed."""
+_WORTH = 0.97
+"""A batch is cut where that takes less than this share of its time: less is within what a measurement is off."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,86 +42,207 @@ class Timings:
     Attributes:
         network: fingerprint of the network timed.
         sizes: (S,) batch sizes, rising.
-        stages: (K, S) of each stage.
+        stages: (K, S) of each stage, the stem in the first.
+        looks: (K, S) of looking at each exit: head, features, decision, and taking out half of the batch; at the last
+            exit the head alone.
         gathers: (K, S) of gathering so many samples of the state after stage k out of a batch twice as large.
+        threads: of torch while it was timed.
     """
 
     network: str
     sizes: Float[np.ndarray, " S"]
     stages: Float[np.ndarray, "K S"]
+    looks: Float[np.ndarray, "K S"]
     gathers: Float[np.ndarray, "K S"]
+    threads: int
+
+    _sizes: list[float] = field(init=False, repr=False)
+    _upto: list[list[float]] = field(init=False, repr=False)
+    _looks: list[list[float]] = field(init=False, repr=False)
+    _gathers: list[list[float]] = field(init=False, repr=False)
+    _pieces: dict[int, int] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_sizes", self.sizes.tolist())
+        object.__setattr__(self, "_upto", np.cumsum(self.stages, axis=0).tolist())
+        object.__setattr__(self, "_looks", self.looks.tolist())
+        object.__setattr__(self, "_gathers", self.gathers.tolist())
 
     @classmethod
-    @torch.inference_mode()
     def measure(
         cls,
         network: StagedNetwork,
         example: Inputs,
         *,
-        sizes: Sequence[int] = (1, 4, 16, 64),
+        features: Sequence[str] = ("margin",),
+        sizes: Sequence[int] = _SIZES,
         repeats: int = 15,
     ) -> Self:
-        """Medians over repeats, pass by pass; the machine should be doing nothing else.
+        """Medians over repeats, the sizes in turns so that a slow moment of the machine falls on all of them.
+
+        The machine should be doing nothing else. Stages are timed in passes of their own, as they run where no exit is
+        looked at.
 
         Args:
             example: inputs on the network's device; repeated to fill the sizes.
-            sizes: at least two, rising. Between them costs are interpolated, beyond them extrapolated, linearly.
+            features: that the rule reads.
+            sizes: rising. Between them times are interpolated, beyond them extrapolated, linearly.
             repeats: passes timed at each size, after one that warms up.
+
+        Raises:
+            InputError: sizes that do not rise from 1 on, or no repeats.
         """
-        if len(sizes) < 2 or sizes[0] < 1 or any(a >= b for a, b in pairwise(sizes)):
-            raise InputError(f"sizes {list(sizes)}: give at least two batch sizes, rising, such as 1, 4, 16, 64")
+        if not sizes or sizes[0] < 1 or any(a >= b for a, b in pairwise(sizes)):
+            raise InputError(f"sizes {list(sizes)}: give batch sizes that rise from 1 on, such as 1, 4, 16, 64")
         if repeats < 1:
             raise InputError(f"repeats is {repeats}; at least one pass must be timed")
+        training, look = network.training, Look(_stand_in(len(network.exits), features))
         network.eval()
-        columns, rows = [], hidden(example)
-        for size in sizes:
-            inputs = select(example, torch.arange(size, device=rows.device) % len(rows))
-            passes = [_one_pass(network, inputs) for _ in range(repeats + 1)]
-            columns.append(np.median(np.asarray(passes[1:]), axis=0))
-        stages, gathers = np.stack(columns, axis=-1)
-        return cls(network.fingerprint(), np.asarray(sizes, dtype=float), stages, gathers)
+        rows = hidden(example)
+        batches = [select(example, torch.arange(size, device=rows.device) % len(rows)) for size in sizes]
+        passes = [
+            [(_stages(network, batch), *_looks(network, batch, look)) for batch in batches] for _ in range(repeats + 1)
+        ]
+        network.train(training)
+        stages, looks, gathers = np.median(np.asarray(passes[1:]), axis=0).transpose(1, 2, 0)
+        held = np.asarray(sizes, dtype=float)
+        return cls(network.fingerprint(), held, stages, looks, gathers, torch.get_num_threads())
 
     def check(self, network: str) -> None:
         """Refuses timings of another network."""
         if network != self.network:
             raise InputError(f"the timings are of network {self.network}, this is {network}; measure them again")
 
+    def costs(self, batch: int) -> Costs:
+        """Milliseconds a sample at a batch size, as an engine with these timings runs it."""
+        rows = self.piece(batch)
+        stages = [self.stage(k, rows) / rows for k in range(len(self.stages))]
+        looks = [_at(self._sizes, each, rows) / rows for each in self._looks]
+        return Costs.of(np.cumsum(stages), looks, 0.0, f"ms a sample at batch {batch}, {self.threads} threads")
+
+    def piece(self, rows: int) -> int:
+        """The batch size to run so many samples in: less than all where large batches take longer a sample, as they do
+        on a CPU once a state no longer fits its caches.
+
+        Counted are all stages and all looks: what small batches lose is mostly lost at looks.
+        """
+        if rows not in self._pieces:
+            sizes = [int(size) for size in self._sizes if size < rows]
+            each = {size: self._full(size) / size for size in (*sizes, rows)}
+            size = max(size for size, spent in each.items() if spent <= min(each.values()) / _WORTH)
+            self._pieces[rows] = math.ceil(rows / math.ceil(rows / size))  # equal pieces
+        return self._pieces[rows]
+
     def stage(self, k: int, rows: int) -> float:
         """Milliseconds of stage k on so many samples."""
-        return _at(self.sizes, self.stages[k], rows)
+        return self._until(k, rows) - self._until(k - 1, rows)
 
     def pays(self, k: int, until: int, rows: int, room: int) -> bool:
         """Whether gathering `room` of `rows` samples after stage k saves more than it costs.
 
         Counted are the stages up to `until`, the next exit looked at: there one may compact again.
         """
-        saved = sum(self.stage(j, rows) - self.stage(j, room) for j in range(k + 1, until + 1))
-        return saved > _at(self.sizes, self.gathers[k], room)
+        saved = self._until(until, rows) - self._until(k, rows) - self._until(until, room) + self._until(k, room)
+        return saved > _at(self._sizes, self._gathers[k], room)
+
+    def _full(self, rows: int) -> float:
+        """Milliseconds of all stages and looks."""
+        return self._until(len(self._upto) - 1, rows) + sum(_at(self._sizes, each, rows) for each in self._looks)
+
+    def _until(self, k: int, rows: int) -> float:
+        """Milliseconds of the stages up to k."""
+        return _at(self._sizes, self._upto[k], rows) if k >= 0 else 0.0
 
 
-def _one_pass(network: StagedNetwork, inputs: Inputs) -> tuple[list[float], list[float]]:
-    """Milliseconds of every stage, and of gathering the batch after it out of twice its size."""
-    stages, gathers = [], []
-    rows, device = len(hidden(inputs)), hidden(inputs).device
-    index = 2 * torch.arange(rows, device=device)
-    twice = torch.arange(2 * rows, device=device) // 2
+def latency(
+    network: StagedNetwork, example: Inputs, *, features: Sequence[str] = ("margin",), repeats: int = 30
+) -> Costs:
+    """Milliseconds a sample, at the batch size of the example and torch's present number of threads.
 
-    def timed(work: Callable[[], object]) -> tuple[object, float]:
-        begin = now(device)
-        result = work()
-        return result, 1e3 * (now(device) - begin)
+    Looking at an exit is what an engine does there: head, features, decision, and taking out those that stop. At a
+    small batch that costs far more than the head's own work.
 
-    state = network.start(inputs)
+    Args:
+        example: inputs of n samples, on the network's device.
+        features: that the rule to be solved will read.
+        repeats: passes timed, of which the median counts.
+    """
+    batch = len(hidden(example))
+    return Timings.measure(network, example, features=features, sizes=(batch,), repeats=repeats).costs(batch)
+
+
+def _stand_in(exits: int, features: Sequence[str]) -> GainRule:
+    """A rule as dear to ask as a solved one, which never stops."""
+    shape = (len(features), _RAMPS)
+    low = torch.arange(_RAMPS).expand(shape) / _RAMPS
+    ramps = {"low": low, "scale": torch.full(shape, float(_RAMPS)), "weight": torch.full(shape, -0.5 / _RAMPS)}
+    gains = [Additive(**ramps, intercept=torch.tensor(float(len(features)))) for _ in range(exits - 1)]
+    nothing = np.zeros(exits)
+    return GainRule(Origin(Costs.of(np.arange(1.0, exits + 1), nothing, nothing, "")), features, gains)
+
+
+@torch.inference_mode()
+def _stages(network: StagedNetwork, inputs: Inputs) -> list[float]:
+    """Milliseconds of every stage, one after another; the stem in the first."""
+    device = hidden(inputs).device
+    begin, state, spent = now(device), network.start(inputs), []
     for k in range(len(network.exits)):
-        state, spent = timed(lambda k=k, state=state: network.advance(state, k))  # type: ignore[misc]
-        stages.append(spent)
-        double = select(state, twice)
-        gathers.append(timed(lambda double=double: select(double, index))[1])  # type: ignore[misc]
-    return stages, gathers
+        state = network.advance(state, k)
+        end = now(device)
+        spent.append(1e3 * (end - begin))
+        begin = end
+    return spent
 
 
-def _at(sizes: np.ndarray, values: np.ndarray, rows: int) -> float:
-    """The line through the two sizes nearest to `rows`."""
-    upper = min(max(int(np.searchsorted(sizes, rows)), 1), len(sizes) - 1)
+@torch.inference_mode()
+def _looks(network: StagedNetwork, inputs: Inputs, look: Look) -> tuple[list[float], list[float]]:
+    """Milliseconds of the look after every stage, and of gathering the batch out of twice its size.
+
+    A pass looks at one exit in `_APART`, as solved rules do. Between looks the stages drive the look's code and data
+    out of the processor's caches, and it takes several times as long as it does again and again.
+    """
+    looks, gathers = np.empty(len(network.exits)), np.empty(len(network.exits))
+    rows, device, last = len(hidden(inputs)), hidden(inputs).device, len(network.exits) - 1
+    index = 2 * torch.arange(rows, device=device)
+    half, twice = torch.arange(rows, device=device) % 2 == 1, torch.arange(2 * rows, device=device) // 2
+    look.rule.to(device)
+
+    def looked(k: int, before: State, state: State, memory: Memory) -> Memory:
+        logits: Tensor = network.answer(state, k)
+        if k == last:
+            return memory
+        if rows == 1:
+            return look.one(k, logits, before, state, memory)[1]
+        _, after = look.batch(k, logits, before, state, memory)
+        flight = Flight(rows, rows, last, device)
+        stops, leaving = flight.stopping(half)
+        flight.settle(k, logits, stops, leaving)
+        select((state, after), flight.compact(flight.left))
+        return after
+
+    for first in range(min(_APART, last + 1)):
+        state = network.start(inputs)
+        memory: Memory = {}
+        for k in range(last + 1):
+            before, state = state, network.advance(state, k)
+            if k % _APART == first:
+                begin = now(device)
+                memory = looked(k, before, state, memory)
+                looks[k] = now(device) - begin
+                double = select(state, twice)
+                begin = now(device)
+                select(double, index)
+                gathers[k] = now(device) - begin
+    return (1e3 * looks).tolist(), (1e3 * gathers).tolist()
+
+
+def _at(sizes: Sequence[float], values: Sequence[float], rows: int) -> float:
+    """The line through the two sizes nearest to `rows`; in proportion where there is one size alone.
+
+    In Python numbers: an engine asks at every exit, and a numpy call costs more than the arithmetic.
+    """
+    if len(sizes) == 1:
+        return values[0] * rows / sizes[0]
+    upper = min(max(bisect_left(sizes, rows), 1), len(sizes) - 1)
     low, high = sizes[upper - 1], sizes[upper]
-    return float(values[upper - 1] + (values[upper] - values[upper - 1]) * (rows - low) / (high - low))
+    return values[upper - 1] + (values[upper] - values[upper - 1]) * (rows - low) / (high - low)

@@ -210,6 +210,8 @@ def _merge(stages: Sequence[nn.Module]) -> nn.Module:
 
 def hidden(state: State) -> Tensor:
     """The main tensor of a state: the state itself, or its first tensor leaf."""
+    if isinstance(state, Tensor):
+        return state
     leaf = next((leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor)), None)
     if leaf is None:
         raise InputError(f"a state of type {type(state).__name__} holds no tensor: return one from the stage")

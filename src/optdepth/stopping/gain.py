@@ -12,7 +12,7 @@ from ..trace import Trace
 from .regression import Function, restored
 from .rule import Origin, Rule
 
-_FRUGAL = ("margin", "entropy", "streak")
+FRUGAL = ("margin", "entropy", "streak")
 
 
 class GainRule(Rule):
@@ -45,4 +45,4 @@ class GainRule(Rule):
 
 def frugal(trace: Trace) -> tuple[str, ...]:
     """The features that a fitted rule reads unless told otherwise: few where the trace is of logits, else all."""
-    return _FRUGAL if set(_FRUGAL) <= set(trace.features) else trace.features
+    return FRUGAL if set(FRUGAL) <= set(trace.features) else trace.features
