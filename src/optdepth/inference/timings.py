@@ -29,6 +29,8 @@ from .look import Look
 _SIZES = (1, 4, 16, 64, 256)
 _RAMPS = 8
 """Pieces of a feature's curve in the rule that looks are timed with: as many as `snell` fits."""
+_TURN = 5
+"""Passes at one batch size before the next size has its turn."""
 _APART = 4
 """Exits from one look to the next while looks are timed."""
 _WORTH = 0.97
@@ -87,7 +89,7 @@ class Timings:
             example: inputs on the network's device; repeated to fill the sizes.
             features: that the rule reads.
             sizes: rising. Between them times are interpolated, beyond them extrapolated, linearly.
-            repeats: passes timed at each size, after one that warms up.
+            repeats: passes timed at each size, at least; in turns of five.
 
         Raises:
             InputError: sizes that do not rise from 1 on, or no repeats.
@@ -100,11 +102,9 @@ class Timings:
         network.eval()
         rows = hidden(example)
         batches = [select(example, torch.arange(size, device=rows.device) % len(rows)) for size in sizes]
-        passes = [
-            [(_stages(network, batch), *_looks(network, batch, look)) for batch in batches] for _ in range(repeats + 1)
-        ]
+        turns = [[_turn(network, batch, look) for batch in batches] for _ in range(math.ceil(repeats / _TURN))]
         network.train(training)
-        stages, looks, gathers = np.median(np.asarray(passes[1:]), axis=0).transpose(1, 2, 0)
+        stages, looks, gathers = np.median(np.concatenate(turns, axis=1), axis=1).transpose(1, 2, 0)
         held = np.asarray(sizes, dtype=float)
         return cls(network.fingerprint(), held, stages, looks, gathers, torch.get_num_threads())
 
@@ -179,6 +179,16 @@ def _stand_in(exits: int, features: Sequence[str]) -> GainRule:
     gains = [Additive(**ramps, intercept=torch.tensor(float(len(features)))) for _ in range(exits - 1)]
     nothing = np.zeros(exits)
     return GainRule(Origin(Costs.of(np.arange(1.0, exits + 1), nothing, nothing, "")), features, gains)
+
+
+def _turn(network: StagedNetwork, inputs: Inputs, look: Look) -> Float[np.ndarray, "_TURN 3 K"]:
+    """Passes at one batch size: `Timings.stages`, `looks` and `gathers`.
+
+    The first pass is left out: batches of another size came before, and left their data in the caches.
+    """
+    stages = [_stages(network, inputs) for _ in range(_TURN + 1)][1:]
+    looks = [_looks(network, inputs, look) for _ in range(_TURN + 1)][1:]
+    return np.array([(each, *rest) for each, rest in zip(stages, looks, strict=True)])
 
 
 @torch.inference_mode()
