@@ -145,7 +145,7 @@ def judged(network: od.StagedNetwork, data: od.TensorData, folder: Path, price: 
     """Every rule at one price and over all prices, on the test split; three of them on the clock."""
     example = next(data.batches("fit", 4))[0]
     costs = od.flops(network, example).relative()
-    traces = {split: _trace(network, data, split, costs, folder) for split in ("fit", "test")}
+    traces = {split: traced(network, data, split, costs, folder) for split in ("fit", "test")}
     fit, test = traces["fit"], traces["test"]
     rules = {name: solve_at(fit, FAMILIES[name](fit), price=price, budget=None) for name in METHODS}
     depths = {
@@ -170,7 +170,7 @@ def judged(network: od.StagedNetwork, data: od.TensorData, folder: Path, price: 
     return {"rows": rows, "sweep": sweep, "clock": [vars(row) for row in timed], "unit": costs.unit}
 
 
-def _trace(network: od.StagedNetwork, data: od.TensorData, split: str, costs: od.Costs, folder: Path) -> Trace:
+def traced(network: od.StagedNetwork, data: od.TensorData, split: str, costs: od.Costs, folder: Path) -> Trace:
     """The trace of a split, recorded unless it was before."""
     path = folder / "traces" / f"{split}.safetensors"
     if path.is_file() and (trace := Trace.load(path)).network == network.fingerprint():
