@@ -1,4 +1,4 @@
-"""The networks that the engine is timed on: made where they are not there, with traces and inputs of their test splits."""
+"""The networks that the engine is timed on, made where they are not there; with traces, and inputs to time."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class Subject:
         inputs: of the test split.
         prices: loss that one full pass is worth.
         samples: to time at most, of one batch size.
+        timed: batch sizes that stages are timed at.
     """
 
     title: str
@@ -43,6 +44,7 @@ class Subject:
     inputs: Inputs
     prices: tuple[float, ...]
     samples: int
+    timed: tuple[int, ...]
 
     def chunks(self, size: int) -> list[Inputs]:
         """Batches of one size, at least two of them."""
@@ -80,7 +82,7 @@ def text(data: str, text: str) -> Subject:
     costs = flops(network, next(held.batches("fit", 4))[0]).relative()
     fit, test = (minilm.traced(network, held, split, costs, folder) for split in ("fit", "test"))
     title = f"MiniLM on SST-2, linear heads on the trunk trained without exits, {minilm.TOKENS} tokens"
-    return Subject(title, folder, network, fit, test, held.splits["test"].inputs, (0.05, 0.1), 256)
+    return Subject(title, folder, network, fit, test, held.splits["test"].inputs, (0.05, 0.1), 256, (1, 4, 16, 64))
 
 
 def _images(title: str, folder: Path) -> Subject:
@@ -88,7 +90,9 @@ def _images(title: str, folder: Path) -> Subject:
     network = run.network()
     device = next(network.parameters()).device
     images = torch.cat([x for x, _ in itertools.islice(run.data().batches("test", 256), 8)]).to(device)
-    return Subject(title, folder, network, run.trace("fit"), run.trace("test"), images, (0.1, 0.25, 0.5), 512)
+    return Subject(
+        title, folder, network, run.trace("fit"), run.trace("test"), images, (0.1, 0.25, 0.5), 512, (1, 4, 16, 64, 256)
+    )
 
 
 SUBJECTS: dict[str, Callable[[str, str], Subject]] = {"linear": linear, "conv": conv, "text": text}

@@ -10,18 +10,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from optdepth.networks import StagedNetwork
+from optdepth.networks.staged import Inputs, hidden
 from optdepth.stopping.placed import Placed
 
-Serve = Callable[[Tensor], object]
+Serve = Callable[[Any], object]
 
 
 def everything(network: StagedNetwork, cuts: dict[int, float]) -> Serve:
     """Every kept exit is run on every sample, and the first that is sure enough answers."""
 
     @torch.inference_mode()
-    def serve(inputs: Tensor) -> Tensor:
+    def serve(inputs: Inputs) -> Tensor:
         state, last = network.start(inputs), len(network.exits) - 1
         answers, open_ = None, None
         for k in range(last + 1):
@@ -30,7 +32,7 @@ def everything(network: StagedNetwork, cuts: dict[int, float]) -> Serve:
                 continue
             logits = network.answer(state, k)
             if answers is None:
-                answers, open_ = logits.clone(), torch.ones(len(inputs), dtype=torch.bool, device=inputs.device)
+                answers, open_ = logits.clone(), torch.ones(len(logits), dtype=torch.bool, device=logits.device)
             else:
                 answers[open_] = logits[open_]
             if k != last:
@@ -44,9 +46,9 @@ def loop(network: StagedNetwork, cuts: dict[int, float]) -> Serve:
     """`x = x[~mask]`, as it is written by hand."""
 
     @torch.inference_mode()
-    def serve(inputs: Tensor) -> Tensor:
+    def serve(inputs: Inputs) -> Tensor:
         x, last = network.start(inputs), len(network.exits) - 1
-        rows = torch.arange(len(inputs), device=inputs.device)
+        rows = torch.arange(len(hidden(inputs)), device=hidden(inputs).device)
         answers = None
         for k in range(last):
             x = network.advance(x, k)
@@ -56,7 +58,7 @@ def loop(network: StagedNetwork, cuts: dict[int, float]) -> Serve:
                     answers = logits.new_empty(len(inputs), logits.shape[1])
                 mask = logits.softmax(-1).amax(-1) >= cuts[k]
                 answers[rows[mask]] = logits[mask]
-                x, rows = x[~mask], rows[~mask]
+                x, rows = tree_map(lambda tensor, mask=mask: tensor[~mask], x), rows[~mask]
                 if len(rows) == 0:
                     return answers
         logits = network.answer(network.advance(x, last), last)
@@ -115,8 +117,8 @@ def cuts_of(rule: Placed) -> dict[int, float]:
     return dict(zip(rule.kept[:-1], rule.inner.thresholds.tolist(), strict=True))
 
 
-def plain_onnx(network: StagedNetwork, example: Tensor, path: Path) -> Any:
-    """A session of the network without exits, one graph with a dynamic batch."""
+def plain_onnx(network: StagedNetwork, example: Inputs, path: Path) -> Callable[[Any], object]:
+    """A session of the network without exits, one graph with a dynamic batch: inputs in numpy -> its outputs."""
     import onnxruntime
 
     class Full(nn.Module):
@@ -124,15 +126,17 @@ def plain_onnx(network: StagedNetwork, example: Tensor, path: Path) -> Any:
             super().__init__()
             self.network = network
 
-        def forward(self, inputs: Tensor) -> Tensor:
+        def forward(self, inputs: Inputs) -> Tensor:
             return self.network.full(inputs)
 
     if not path.is_file():
-        shapes = ({0: torch.export.Dim.DYNAMIC},)
+        shapes = (tree_map(lambda _: {0: torch.export.Dim.DYNAMIC}, example),)
+        names = [f"in{i}" for i in range(len(tree_leaves(example)))]
         program = torch.onnx.export(
-            Full().eval(), (example,), dynamo=True, dynamic_shapes=shapes, input_names=["in0"], verbose=False
+            Full().eval(), (example,), dynamo=True, dynamic_shapes=shapes, input_names=names, verbose=False
         )
         program.save(path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda inputs: session.run(None, {f"in{i}": leaf for i, leaf in enumerate(tree_leaves(inputs))})

@@ -104,7 +104,7 @@ class Timings:
         batches = [select(example, torch.arange(size, device=rows.device) % len(rows)) for size in sizes]
         turns = [[_turn(network, batch, look) for batch in batches] for _ in range(math.ceil(repeats / _TURN))]
         network.train(training)
-        stages, looks, gathers = np.median(np.concatenate(turns, axis=1), axis=1).transpose(1, 2, 0)
+        stages, looks, gathers = np.median(turns, axis=0).transpose(1, 2, 0)
         held = np.asarray(sizes, dtype=float)
         return cls(network.fingerprint(), held, stages, looks, gathers, torch.get_num_threads())
 
@@ -181,14 +181,14 @@ def _stand_in(exits: int, features: Sequence[str]) -> GainRule:
     return GainRule(Origin(Costs.of(np.arange(1.0, exits + 1), nothing, nothing, "")), features, gains)
 
 
-def _turn(network: StagedNetwork, inputs: Inputs, look: Look) -> Float[np.ndarray, "_TURN 3 K"]:
-    """Passes at one batch size: `Timings.stages`, `looks` and `gathers`.
+def _turn(network: StagedNetwork, inputs: Inputs, look: Look) -> Float[np.ndarray, "3 K"]:
+    """Medians of some passes at one batch size: `Timings.stages`, `looks` and `gathers`.
 
     The first pass is left out: batches of another size came before, and left their data in the caches.
     """
     stages = [_stages(network, inputs) for _ in range(_TURN + 1)][1:]
-    looks = [_looks(network, inputs, look) for _ in range(_TURN + 1)][1:]
-    return np.array([(each, *rest) for each, rest in zip(stages, looks, strict=True)])
+    looks = [_looks(network, inputs, look) for _ in range(3)]
+    return np.vstack([np.median(stages, axis=0), np.median(looks, axis=0)])
 
 
 @torch.inference_mode()
