@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 
 from optdepth.cli import main
+from optdepth.export.runtime import Runtime
 from optdepth.networks import load_network
+from optdepth.workflow import Run
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -89,6 +91,25 @@ def test_json_goes_alone_to_stdout(cli: Cli, run: Path) -> None:
         json.loads(out)
 
 
+def test_export_writes_a_bundle_that_is_served(cli: Cli, run: Path, tmp_path: Path) -> None:
+    assert cli("solve", run, "--price", 0.1, "--method", "confidence")[0] == 0
+    bundle = tmp_path / "bundle"
+    status, out, err = cli("export", run, "--rule", "confidence", "--out", bundle, "--json")
+    assert (status, err) == (0, "")
+    result = json.loads(out)
+    assert result["bytes"] == sum(path.stat().st_size for path in bundle.iterdir())
+    assert (result["folder"], result["graphs"], result["samples"]) == (str(bundle), 3, 64)
+    assert result["takes"] == "float32 (n, 1, 8, 8)"
+    images = np.concatenate([batch.numpy() for batch, _ in Run(run).data().batches("test")])
+    found, rule = Runtime(bundle)(images), Run(run).rules()["confidence"]
+    unlike = found.exit != rule.exits(Run(run).trace("test"))
+    assert unlike.sum() <= 1  # a score at the threshold, rounded otherwise
+    assert json.loads((run / "run.json").read_text())["commands"][-1].startswith("optdepth export")
+    refused(cli("export", run, "--rule", "magic", "--out", bundle), "no rule 'magic'", "confidence")
+    refused(cli("export", run, "--rule", "confidence", "--out", run), "something else than a bundle")
+    assert len(Runtime(bundle).graphs) == 3
+
+
 def test_the_same_seed_gives_the_same_result(cli: Cli, run: Path) -> None:
     found = []
     for _ in range(2):
@@ -132,7 +153,8 @@ def test_better_heads_on_a_trained_trunk_leave_its_last_exit_as_it_was(cli: Cli,
 
 
 def test_help_teaches_every_command(cli: Cli) -> None:
-    for command in ([], ["demo"], ["train"], ["record"], ["solve"], ["evaluate"], ["report"], ["continuous"]):
+    commands = ("demo", "train", "record", "solve", "evaluate", "report", "export", "continuous")
+    for command in ([], *([name] for name in commands)):
         status, out, _ = cli(*command, "--help")
         assert status == 0
         assert "Usage" in out
@@ -156,6 +178,8 @@ def test_a_network_trained_further_refuses_its_old_rules(cli: Cli, run: Path, tm
         (["solve", "RUN", "--price", "0.1", "--method", "magic"], ["magic", "snell"]),
         (["evaluate", "RUN"], ["no rules", "optdepth solve"]),
         (["evaluate", "RUN/none"], ["no such file", "optdepth train"]),
+        (["export", "RUN", "--out", "NEW"], ["no rules", "optdepth solve"]),
+        (["export", "RUN/none", "--out", "NEW"], ["no such file", "optdepth train"]),
         (["record", "nowhere"], ["no such file", "optdepth train"]),
         (["train", "--out", "RUN", "--data", "/none/such"], ["data", "RUN"]),
         (["train", "--out", "NEW", "--data", "/none/such"], ["no such folder: /none/such"]),

@@ -1,26 +1,32 @@
 """A bundle answers as the engine does, without torch, runs nothing that is not needed, and is refused when unsound."""
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from optdepth.costs import flops
 from optdepth.errors import InputError
 from optdepth.export.onnx import export
 from optdepth.export.runtime import Runtime
 from optdepth.inference.engine import Engine
+from optdepth.inference.stream import stream
 from optdepth.networks import Exit, StagedNetwork
+from optdepth.networks.staged import Inputs
 from optdepth.stopping.baselines import Threshold
-from optdepth.stopping.rule import FixedDepth, Origin
+from optdepth.stopping.rule import FixedDepth, Origin, Rule
 from optdepth.stopping.snell import snell
 from optdepth.trace import Costs
 from test_engine import Setting
+from zoo import deciding, images, speaking, tokens
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +98,15 @@ assert "torch" not in sys.modules
 
 
 class Tokens(nn.Module):
-    """Token ids (n, t), 0 for padding, to a hidden state and its mask."""
+    """Token ids, 0 for padding, and their kinds, (n, t) each, to a hidden state and its mask."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed = nn.Embedding(30, 16)
+        self.embed, self.kind = nn.Embedding(30, 16), nn.Embedding(2, 16)
 
-    def forward(self, ids: Tensor) -> dict[str, Tensor]:
-        return {"hidden": self.embed(ids), "mask": ids != 0}
+    def forward(self, inputs: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        ids, kinds = inputs
+        return {"hidden": self.embed(ids) + self.kind(kinds), "mask": ids != 0}
 
 
 class Layer(nn.Module):
@@ -126,36 +133,134 @@ class First(nn.Module):
         return self.linear(state["hidden"][:, 0])
 
 
-def test_an_encoder_is_exported_with_mask_and_any_length(tmp_path: Path) -> None:
+def answers_as(network: StagedNetwork, rule: Rule, runtime: Runtime, inputs: Inputs) -> set[int]:
+    """The exits taken, which must be the engine's, as must be logits and costs."""
+    found, expected = runtime(tree_map(lambda tensor: tensor.numpy(), inputs)), Engine(network, rule)(inputs)
+    assert np.array_equal(found.exit, expected.exit.numpy())
+    assert np.array_equal(found.cost, expected.cost.numpy())
+    np.testing.assert_allclose(found.logits, expected.logits.numpy(), rtol=1e-4, atol=1e-4)
+    return set(found.exit.tolist())
+
+
+def test_a_state_with_a_mask_and_inputs_that_are_a_tuple(tmp_path: Path) -> None:
     torch.manual_seed(0)
     exits = [Exit(f"layer{k}", k + 1) for k in range(3)]
     network = StagedNetwork(Tokens(), [Layer() for _ in range(3)], [First() for _ in range(3)], exits).eval()
 
-    def sentences(count: int, length: int) -> Tensor:
+    def sentences(count: int, length: int) -> tuple[Tensor, Tensor]:
         ids = torch.randint(1, 30, (count, length))
-        return ids * (torch.arange(length) < torch.randint(2, length + 1, (count, 1)))
+        return ids * (torch.arange(length) < torch.randint(2, length + 1, (count, 1))), ids % 2
 
     origin = Origin(flops(network, sentences(2, 8)).relative(), network.fingerprint())
     rule = Threshold(origin, "margin", torch.tensor([0.3, 0.2]))
     export(network, rule, [sentences(8, 12), sentences(5, 7)], tmp_path / "bundle")
-    runtime, engine = Runtime(tmp_path / "bundle"), Engine(network, rule)
-    seen = set()
-    for count, length in ((1, 5), (40, 20), (64, 12)):
-        ids = sentences(count, length)
-        found, expected = runtime(ids.numpy()), engine(ids)
-        assert np.array_equal(found.exit, expected.exit.numpy())
-        np.testing.assert_allclose(found.logits, expected.logits.numpy(), rtol=1e-4, atol=1e-4)
-        seen |= set(found.exit.tolist())
-    assert seen == {0, 1, 2}
-
-
-def test_exits_that_are_not_looked_at_are_not_in_the_bundle(setting: Setting, tmp_path: Path) -> None:
-    rule = FixedDepth(Origin.of(setting.fit), 1)
-    written = export(setting.network, rule, setting.inputs[:4], tmp_path / "bundle")
     runtime = Runtime(tmp_path / "bundle")
-    assert [graph.exit for graph in runtime.graphs] == [1, 2]
-    assert (runtime(setting.inputs[:9].numpy()).exit == 1).all()
-    assert "2 graphs" in str(written)
+    assert runtime.takes == "a tuple of int64 (n, m1), int64 (n, m1)"
+    seen = [answers_as(network, rule, runtime, sentences(*sizes)) for sizes in ((1, 5), (40, 20), (64, 12))]
+    assert set.union(*seen) == {0, 1, 2}
+    ids, kinds = (tensor.numpy() for tensor in sentences(4, 6))
+    for wrong, words in (
+        ((ids,), "inputs are a tuple of 1"),
+        (ids, "inputs are a ndarray"),
+        ((ids, kinds[:, :5]), r"inputs\[1\] is int64 \(4, 5\)"),
+        ((ids, kinds[:3]), r"inputs\[1\] is int64 \(3, 6\)"),
+    ):
+        with pytest.raises(InputError, match=words):
+            runtime(wrong)
+
+
+SEEN = tokens((9, 5, 7, 3)), tokens((12, 8, 2))
+UNSEEN = tokens((20, 3, 11, 6, 1) * 6), tokens((7,) * 10), tokens((4,)), tokens((1,))
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> tuple[StagedNetwork, Rule, Path]:
+    """A staged BERT, a rule, and their bundle."""
+    network = speaking("transformers bert")
+    rule, folder = deciding(network, UNSEEN), tmp_path_factory.mktemp("export") / "encoder"
+    export(network, rule, list(SEEN), folder)
+    return network, rule, folder
+
+
+def test_a_staged_encoder_is_served_at_sizes_and_lengths_that_it_was_not_exported_at(encoder) -> None:
+    network, rule, folder = encoder
+    runtime = Runtime(folder)
+    assert set.union(*(answers_as(network, rule, runtime, inputs) for inputs in UNSEEN)) == {0, 1, 2}
+    backwards = dict(reversed(UNSEEN[0].items()))
+    answers_as(network, rule, runtime, backwards)
+    # Padding says nothing: a sentence alone is answered as among longer ones.
+    arrays = {name: tensor.numpy() for name, tensor in UNSEEN[0].items()}
+    together = runtime(arrays)
+    alone = runtime({name: array[1:2, :3] for name, array in arrays.items()})
+    assert alone.exit[0] == together.exit[1]
+    np.testing.assert_allclose(alone.logits[0], together.logits[1], rtol=1e-4, atol=1e-4)
+
+
+def test_inputs_that_a_bundle_does_not_take_are_refused_in_one_line(encoder) -> None:
+    runtime = Runtime(encoder[2])
+    ids, mask = (tensor.numpy() for tensor in SEEN[0].values())
+    for wrong, words in (
+        (ids, "inputs are a ndarray"),
+        ((ids, mask), "inputs are a tuple of 2"),
+        ({"input_ids": ids}, "inputs of the names input_ids"),
+        ({"input_ids": ids, "mask": mask}, "inputs of the names input_ids, mask"),
+        ({"input_ids": ids.tolist(), "attention_mask": mask}, "input_ids is a list, no array"),
+        ({"input_ids": ids, "attention_mask": mask.astype(np.float32)}, r"attention_mask is float32 \(4, 9\)"),
+        ({"input_ids": ids, "attention_mask": mask[:, :1]}, r"attention_mask is int64 \(4, 1\)"),
+        ({"input_ids": ids, "attention_mask": mask[:3]}, r"attention_mask is int64 \(3, 9\)"),
+        ({"input_ids": ids[:0], "attention_mask": mask[:0]}, "an empty batch"),
+    ):
+        with pytest.raises(InputError, match=words) as error:
+            runtime(wrong)
+        assert "takes a dict of input_ids int64 (n, m1), attention_mask int64 (n, m1)" in str(error.value)
+    for beyond in (ids + 60, ids.repeat(4, 1)):  # no such token, no such position
+        with pytest.raises(InputError, match="the graph of exit 0 cannot run on these inputs") as error:
+            runtime({"input_ids": beyond, "attention_mask": np.ones_like(beyond)})
+        assert "\n" not in str(error.value)
+
+
+def test_a_staged_network_of_other_people_exports_and_streams(tmp_path: Path) -> None:
+    network, inputs = speaking("transformers resnet"), images(40)
+    rule = deciding(network, [inputs])
+    export(network, rule, inputs[:3], tmp_path / "bundle")
+    assert answers_as(network, rule, Runtime(tmp_path / "bundle"), inputs) == {0, 1, 2}
+    expected = Engine(network, rule)(inputs)
+    for answer in stream(Engine(network, rule), inputs, batch=8):
+        assert answer.exit == int(expected.exit[answer.index])
+        torch.testing.assert_close(answer.logits, expected.logits[answer.index], rtol=1e-4, atol=1e-4)
+
+
+def test_recall_is_in_the_graphs(setting: Setting, tmp_path: Path) -> None:
+    """Exit 1 answers by a pool, exit 2 by an earlier exit; nothing is remembered that no answer wants."""
+    origin = replace(Origin.of(setting.fit), recall=((0, 0), (0, 1), (1, 1)))
+    rule = Threshold(origin, "margin", torch.tensor([0.5, 0.4]))
+    export(setting.network, rule, setting.inputs[:8], tmp_path / "bundle")
+    runtime, inputs = Runtime(tmp_path / "bundle"), setting.inputs[200:]
+    assert [graph.carries for graph in runtime.graphs] == [2, 2, 0]
+    for part in (inputs, inputs[:1], inputs[1:8]):
+        seen = answers_as(setting.network, rule, runtime, part)
+        assert len(part) < 200 or seen == {0, 1, 2}
+    without = Threshold(Origin.of(setting.fit), "margin", torch.tensor([0.5, 0.4]))
+    own = Engine(setting.network, without)(inputs)
+    found = runtime(inputs.numpy())
+    unlike = np.abs(found.logits - own.logits.numpy()).max(axis=1) > 1e-3
+    assert np.array_equal(unlike, own.exit.numpy() > 0)
+
+
+def test_exits_that_are_not_looked_at_and_what_nobody_reaches_are_not_in_the_bundle(
+    setting: Setting, tmp_path: Path
+) -> None:
+    inputs = setting.inputs[200:209]
+    pool, earlier = ((0, 0), (0, 1), (0, 2)), ((0, 0), (0, 1), (1, 1))
+    for depth, recall, exits in ((1, (), [1]), (1, pool, [0, 1]), (2, earlier, [1, 2])):
+        rule = FixedDepth(replace(Origin.of(setting.fit), recall=recall), depth)
+        written = export(setting.network, rule, inputs[:4], tmp_path / "bundle")
+        runtime = Runtime(tmp_path / "bundle")
+        assert [graph.exit for graph in runtime.graphs] == exits
+        assert answers_as(setting.network, rule, runtime, inputs) == {depth}
+        assert f"{len(exits)} graph" in str(written)
+        assert {path.name for path in written.folder.iterdir()} == {"manifest.json", *(f"exit{k}.onnx" for k in exits)}
+        assert written.bytes == sum(path.stat().st_size for path in written.folder.iterdir())
 
 
 def test_unsound_bundles_are_refused_in_one_line(setting: Setting, bundle: Path, tmp_path: Path) -> None:
@@ -174,32 +279,82 @@ def test_unsound_bundles_are_refused_in_one_line(setting: Setting, bundle: Path,
         Runtime(tmp_path / "nowhere")
     refused("is damaged", **{"manifest.json": whole["manifest.json"][:-30]})
     refused("is not an optdepth.bundle file", **{"manifest.json": edited(format="other")})
-    refused("has version 2, this optdepth reads 1", **{"manifest.json": edited(version=2)})
-    refused("is damaged", **{"manifest.json": edited(graphs=manifest["graphs"][:2])})
-    refused("is damaged", **{"manifest.json": edited(paid="much")})
+    refused("has version 1, this optdepth reads 2; export it again", **{"manifest.json": edited(version=1)})
+    refused("has version 3, this optdepth reads 2; export it again", **{"manifest.json": edited(version=3)})
+    inputs, graphs = manifest["inputs"], manifest["graphs"]
+    leaf = inputs["leaves"][0]
+    for changes in (
+        {"paid": "much"},
+        {"paid": manifest["paid"][:2]},
+        {"graphs": []},
+        {"graphs": graphs[:2]},
+        {"graphs": graphs[::-1]},
+        {"graphs": [graphs[0] | {"inputs": ["in0", "in1"]}, *graphs[1:]]},
+        {"inputs": None},
+        {"inputs": [leaf]},
+        {"inputs": inputs | {"form": "table"}},
+        {"inputs": inputs | {"leaves": []}},
+        {"inputs": inputs | {"leaves": [leaf, leaf]}},
+        {"inputs": inputs | {"leaves": [leaf | {"dtype": "float33"}]}},
+        {"inputs": inputs | {"leaves": [leaf | {"shape": []}]}},
+        {"inputs": inputs | {"leaves": [leaf | {"shape": ["n", 1.5]}]}},
+        {"inputs": inputs | {"leaves": [{"dtype": "float32", "shape": ["n"]}]}},
+    ):
+        refused("is damaged", **{"manifest.json": edited(**changes)})
     refused("checksum", **{"exit1.onnx": whole["exit1.onnx"][:-1]})
-    elsewhere = [manifest["graphs"][0] | {"file": "../bundle/exit0.onnx"}, *manifest["graphs"][1:]]
+    elsewhere = [graphs[0] | {"file": "../bundle/exit0.onnx"}, *graphs[1:]]
     refused("lacks its graph", **{"manifest.json": edited(graphs=elsewhere)})
 
 
 def test_inputs_that_do_not_fit_are_refused(setting: Setting, bundle: Path) -> None:
     runtime, inputs = Runtime(bundle), setting.inputs[:4].numpy().copy()
-    for wrong in (inputs.astype(np.float64), inputs[:0], inputs[:, :, :4], inputs[0]):
-        with pytest.raises(InputError, match=r"the bundle takes float32, \(any, 1, 8, 8\)"):
+    for wrong in (inputs.astype(np.float64), inputs[:0], inputs[:, :, :4], inputs[0], {"inputs": inputs}, (inputs,)):
+        with pytest.raises(InputError, match=r"the bundle takes float32 \(n, 1, 8, 8\)"):
             runtime(wrong)
     inputs[2, 0, 1, 1] = np.inf
     with pytest.raises(InputError, match="sample 2 of the batch holds NaN"):
         runtime(inputs)
 
 
-def test_what_cannot_be_exported_is_refused_and_leaves_nothing(setting: Setting, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="at least two samples"):
-        export(setting.network, setting.rules["snell"], setting.inputs[:1], tmp_path / "bundle")
+def test_examples_that_are_no_inputs_are_refused(setting: Setting, tmp_path: Path) -> None:
+    rule, inputs = setting.rules["snell"], setting.inputs
+    for wrong, words in (
+        (inputs[:1], "at least two samples"),
+        ([inputs[:2], inputs[:1]], "at least two samples"),
+        ([], "an empty list"),
+        ([inputs[:2], {"images": inputs[:2]}], "a tensor of inputs and a dict of images"),
+        ([inputs[:2], inputs[:2].double()], "float32 of 4 dimensions and torch.float64 of 4 dimensions"),
+        (inputs[:2].bfloat16(), "numpy has no bfloat16"),
+        ((inputs[:2], inputs[:3]), "batches of sizes"),
+        ({"images": inputs[:2]}, "the network cannot run the examples"),
+        (inputs[:2].numpy(), "give a tensor"),
+    ):
+        with pytest.raises(InputError, match=words) as error:
+            export(setting.network, rule, wrong, tmp_path / "bundle")
+        assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_a_bundle_is_written_over(setting: Setting, bundle: Path, tmp_path: Path) -> None:
+    def refused(folder: Path, words: str) -> None:
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        with pytest.raises(InputError, match=words):
+            export(setting.network, setting.rules["snell"], setting.inputs[:2], folder)
+        assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match="something else than a bundle"):
-        export(setting.network, setting.rules["snell"], setting.inputs[:2], tmp_path / "full")
+    refused(tmp_path / "full", "something else than a bundle, thesis.txt")
+    refused(tmp_path / "full" / "thesis.txt", "something else than a bundle, thesis.txt")
+    refused(tmp_path / "full" / "thesis.txt" / "bundle", "cannot write a bundle to")
+    (tmp_path / "full" / "manifest.json").write_text("{}")  # other programs have manifests too
+    refused(tmp_path / "full", "something else than a bundle")
+    shutil.copytree(bundle, tmp_path / "bundle")
+    (tmp_path / "bundle" / "notes.txt").write_text("mine")
+    refused(tmp_path / "bundle", "something else than a bundle, notes.txt")
 
+
+def test_what_cannot_be_exported_is_refused_and_leaves_nothing(setting: Setting, tmp_path: Path) -> None:
     class Branching(nn.Module):
         def forward(self, state: Tensor) -> Tensor:
             return state if state.sum() > 0 else -state
@@ -217,5 +372,4 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(setting: Setting,
         network = StagedNetwork(nn.Identity(), [stage, nn.Flatten()], heads, [Exit("a", 1), Exit("b", 2)])
         with pytest.raises(InputError, match=message):
             export(network, rule, setting.inputs[:4], tmp_path / "bundle")
-    assert not (tmp_path / "bundle").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,11 @@ from hypothesis import strategies as st
 from optdepth.errors import InputError
 from optdepth.inference.engine import Engine
 from optdepth.inference.stream import stream
+from optdepth.recall import Windows
+from optdepth.stopping.baselines import Threshold
+from optdepth.stopping.rule import FixedDepth, Origin
 from test_engine import Setting, anywhere, counted
+from zoo import deciding, speaking, tokens
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +121,49 @@ def test_samples_of_unlike_shapes_are_answered_apart(setting: Setting) -> None:
         alone = engine(inputs[answer.index].unsqueeze(0))
         assert answer.exit == int(alone.exit)
         torch.testing.assert_close(answer.logits, alone.logits[0], rtol=1e-4, atol=1e-4)
+
+
+def test_sentences_of_several_lengths_are_answered_as_by_the_engine_on_each() -> None:
+    network, lengths = speaking("transformers bert"), (9, 3, 9, 5, 1, 5, 9, 3, 3, 9, 5, 9) * 3
+    padded = tokens(lengths)
+    samples = [{name: tensor[i, :length] for name, tensor in padded.items()} for i, length in enumerate(lengths)]
+    rows = {length: [i for i, each in enumerate(lengths) if each == length] for length in set(lengths)}
+    batches = {length: {name: tensor[rows[length], :length] for name, tensor in padded.items()} for length in rows}
+    engine = Engine(network, deciding(network, list(batches.values())))
+    expected = {length: engine(batch) for length, batch in batches.items()}
+    answers = {answer.index: answer for answer in stream(engine, samples, batch=4)}
+    assert sorted(answers) == list(range(len(samples)))
+    assert {answer.exit for answer in answers.values()} == {0, 1, 2}
+    for length, numbers in rows.items():
+        for row, i in enumerate(numbers):
+            assert (answers[i].exit, answers[i].error) == (int(expected[length].exit[row]), "")
+            torch.testing.assert_close(answers[i].logits, expected[length].logits[row], rtol=1e-4, atol=1e-4)
+
+
+def test_samples_that_cannot_run_together_run_apart_and_others_are_answered(setting: Setting) -> None:
+    """A sample of another form or type neither stops the stream nor spoils those it arrives with."""
+    engine, inputs = Engine(setting.network, setting.rules["snell"]), setting.inputs[200:212]
+    strange = [inputs[0].double(), {"images": inputs[0]}, (inputs[0],), None, 3.0, {}, "cat", [inputs[0], "cat"]]
+    mixed = [sample for pair in zip(inputs, strange, strict=False) for sample in pair] + list(inputs[8:])
+    for ordered in (False, True):
+        answers = {answer.index: answer for answer in stream(engine, mixed, batch=4, ordered=ordered)}
+        assert sorted(answers) == list(range(len(mixed)))
+        failed = [i for i, answer in answers.items() if answer.error]
+        assert sorted(failed) == list(range(1, 16, 2))
+        assert "it is a NoneType; give a tensor, or a tuple or dict of tensors" in answers[7].error
+        right = [answers[i].exit for i in sorted(answers) if i not in failed]
+        assert right == engine(inputs).exit.tolist()
+
+
+@pytest.mark.parametrize("recall", [((0, 0), (0, 1), (1, 1)), ((0, 0), (0, 1), (0, 2))])
+def test_a_rule_with_recall_is_answered_by_it(setting: Setting, recall: Windows) -> None:
+    origin, inputs = replace(Origin.of(setting.fit), recall=recall), setting.inputs[200:240]
+    for rule in (Threshold(origin, "margin", torch.tensor([0.5, 0.4])), *(FixedDepth(origin, k) for k in range(3))):
+        engine = Engine(setting.network, rule)
+        expected = engine(inputs)
+        for answer in stream(engine, inputs, batch=8, ordered=True):
+            assert (answer.exit, answer.error) == (int(expected.exit[answer.index]), "")
+            torch.testing.assert_close(answer.logits, expected.logits[answer.index], rtol=1e-4, atol=1e-4)
 
 
 def test_a_stream_reads_only_as_far_as_it_is_asked(setting: Setting) -> None:

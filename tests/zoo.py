@@ -2,13 +2,19 @@
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+
+from optdepth.costs import flops
+from optdepth.networks import StagedNetwork, stage
+from optdepth.networks.staged import Inputs
+from optdepth.stopping.baselines import Threshold
+from optdepth.stopping.rule import Origin
 
 
 def library(name: str) -> ModuleType:
@@ -115,3 +121,28 @@ def build(name: str) -> tuple[nn.Module, Any]:
         torch.manual_seed(0)
         model = {**IMAGES, **TOKENS}[name]()
     return model.eval(), tokens() if name in TOKENS else images()
+
+
+def speaking(name: str, exits: int = 3) -> StagedNetwork:
+    """The model of that name with exits whose heads, zero as `stage` leaves them, have random weights."""
+    model, example = build(name)
+    network, generator = stage(model, example=example, exits=exits), torch.Generator().manual_seed(0)
+    for head in network.heads[:-1]:
+        for parameter in head.parameters():
+            nn.init.normal_(parameter, std=0.3, generator=generator)
+    return network
+
+
+@torch.inference_mode()
+def deciding(network: StagedNetwork, batches: Sequence[Inputs]) -> Threshold:
+    """A rule on the margin for classes, which stops some of these samples early and is near a tie for none."""
+    answers = [network(batch) for batch in batches]
+    thresholds = []
+    for k in range(len(network.exits) - 1):
+        best = torch.cat([answer[k] for answer in answers]).softmax(-1).topk(2).values
+        margins = (best[:, 0] - best[:, 1]).sort().values
+        middle = margins[len(margins) // 3 : -(len(margins) // 3)]
+        widest = int(middle.diff().argmax())
+        thresholds.append(float(middle[widest : widest + 2].mean()))
+    origin = Origin(flops(network, batches[0]).relative(), network.fingerprint())
+    return Threshold(origin, "margin", torch.tensor(thresholds))

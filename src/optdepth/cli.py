@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -296,11 +297,10 @@ def export(
     from .workflow import Run, export_run
 
     here = Run(run)
-    bundle = export_run(here, rule=rule, out=out)
+    bundle = export_run(here, rule=rule, out=out, progress=not as_json)
     here.note(_command())
-    result = {"folder": str(bundle.folder), "graphs": bundle.graphs, "bytes": bundle.bytes, "samples": bundle.samples}
     said = f"{bundle}; serve it: optdepth.export.runtime.Runtime({str(out)!r})(inputs)"
-    _show(as_json, result | {"difference": bundle.difference}, said)
+    _show(as_json, asdict(bundle) | {"folder": str(bundle.folder)}, said)
 
 
 def main() -> None:

@@ -183,19 +183,21 @@ def evaluate_run(run: Run, *, clocked: list[int], repeats: int, progress: bool) 
     return result
 
 
-def export_run(run: Run, *, rule: str, out: Path) -> Bundle:
-    """Writes network and rule as a bundle, checked on 64 samples of the fit split.
+def export_run(run: Run, *, rule: str, out: Path, progress: bool) -> Bundle:
+    """Writes network and rule as a bundle, checked on 64 samples of the certify split.
+
+    Tuned thresholds are scores of samples of the fit split: there rounding decides who stops, and the check would fail.
 
     Args:
         rule: name of one that was solved, such as "snell".
     """
     from .export.onnx import export
 
-    solved = run.rules()
+    data, solved = run.data(), run.rules()
     if rule not in solved:
         raise InputError(f"no rule {rule!r} in {run.folder}; it has {', '.join(solved)}")
     network = run.network().cpu()
-    return export(network, solved[rule].cpu(), next(run.data().batches("fit", 64))[0], out)
+    return export(network, solved[rule].cpu(), next(data.batches("certify", 64))[0], out, progress=progress)
 
 
 def versions() -> dict[str, str]:

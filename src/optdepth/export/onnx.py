@@ -7,7 +7,6 @@ decision is cut out: a graph ends where a sample may leave, and `runtime.py` gat
 from __future__ import annotations
 
 import hashlib
-import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,15 +16,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from ..errors import InputError
 from ..files import write_atomically, write_json
-from ..inference.engine import Engine
-from ..inference.look import Look
+from ..inference.engine import Answer, Engine
 from ..networks import StagedNetwork
+from ..networks.signature import Signature
+from ..networks.staged import Inputs, hidden
+from ..progress import shown_steps
 from ..stopping.rule import Rule
+from .folder import bundle_folder
+from .inputs import described
+from .parts import Part, parts_of, through
 from .runtime import FORMAT, MANIFEST, VERSION, Runtime
 
 _RTOL, _ATOL = 1e-3, 1e-4
@@ -38,11 +42,13 @@ class Bundle:
 
     Attributes:
         folder: where.
+        takes: the inputs it is served with, such as "float32 (n, 3, 32, 32)".
         graphs: how many.    bytes: of all files.
         samples: on which parity was checked.    difference: largest difference of a logit there.
     """
 
     folder: Path
+    takes: str
     graphs: int
     bytes: int
     samples: int
@@ -50,116 +56,102 @@ class Bundle:
 
     def __str__(self) -> str:
         return (
-            f"{self.graphs} graphs, {self.bytes / 1e6:.2f} MB, in {self.folder}; the same exits as torch on "
-            f"{self.samples} samples, logits within {self.difference:.1e}"
+            f"{self.graphs} graph{'s' * (self.graphs > 1)}, {self.bytes / 1e6:.2f} MB, in {self.folder}, for "
+            f"{self.takes}; the same exits as torch on {self.samples} samples, logits within {self.difference:.1e}"
         )
 
 
-def export(network: StagedNetwork, rule: Rule, examples: Tensor | Sequence[Tensor], folder: str | Path) -> Bundle:
+def export(
+    network: StagedNetwork,
+    rule: Rule,
+    examples: Inputs | list[Inputs],
+    folder: str | Path,
+    *,
+    progress: bool = False,
+) -> Bundle:
     """Writes a bundle that `optdepth.export.runtime` serves without torch, and checks it against the engine.
 
     Args:
-        network, rule: as for an engine. Any pytree of tensors may be the state.
-        examples: (n, ...) inputs, n >= 2; what they are like decides nothing, but the graphs are checked on them.
-            Several batches of unlike shape: the dimensions that differ between them are dynamic, such as the length of
-            a sequence. The batch is always dynamic.
-        folder: to make, or to write into where it holds a bundle.
+        network, rule: as for an engine, on the CPU. Any pytree of tensors may be the state.
+        examples: inputs as the engine takes them, a tensor or a tuple or dict of tensors, of two samples or more; or a
+            list of such batches. A list always is several batches: inputs that are a tuple must be given as one. The
+            number of samples is free; so are the sizes that differ between the batches of a list, such as the length of
+            a sequence. Sizes that are equal in every batch while they change must be equal when served. What the
+            samples are like decides nothing, but the graphs are checked on them.
+        folder: to make, or to write into where it is empty or holds a bundle.
+        progress: a bar on stderr.
 
     Raises:
-        InputError: onnx or onnxscript is missing, a state that is not all tensors, fewer than two samples, a network
-            that torch cannot export, a rule with recall, or graphs that do not agree with torch; no bundle is left.
+        InputError: onnx or onnxscript is missing, examples that are no such inputs or that the network cannot run, a
+            state that is not all tensors, a type that numpy lacks, a network that torch cannot export, a folder with
+            something else, or graphs that do not agree with torch; no bundle is left.
     """
-    batches = [examples] if isinstance(examples, Tensor) else list(examples)
-    if not batches or min(len(batch) for batch in batches) < 2:
-        raise InputError("give at least two samples to export with: a batch of one hides which dimension is the batch")
-    if rule.origin.recall:
-        raise InputError("a rule that recalls earlier exits cannot be exported; solve it on a trace without recall")
+    batches, signature = _batches(examples)
     for package in ("onnx", "onnxscript"):
         _need(package)
+    tensors = [*network.parameters(), *tree_leaves(batches)]
+    if {tensor.device.type for tensor in tensors} != {"cpu"}:
+        raise InputError("export on the CPU: give network.cpu(), and examples that lie there")
+    if torch.bfloat16 in {tensor.dtype for tensor in tensors}:
+        raise InputError("numpy has no bfloat16, in which graphs would pass on states: give network.float()")
     engine, folder = Engine(network, rule), Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
-        raise InputError(f"{folder} holds something else than a bundle; give an empty folder")
-    fresh = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    try:
-        parts = _parts(network, rule)
-        graphs = _write(parts, batches, fresh)
-        write_json(fresh / MANIFEST, _manifest(network, rule, batches, graphs))
-        difference = _checked(parts, engine, batches, fresh)
-        shutil.rmtree(folder, ignore_errors=True)
-        fresh.rename(folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    checks = [part for batch in batches for part in (batch, _rows(batch, slice(1, None)), _rows(batch, slice(1)))]
+    expected = [_answered(engine, batch) for batch in checks]
+    with bundle_folder(folder) as fresh:
+        parts = parts_of(network, rule)
+        graphs = _write(parts, batches, fresh, progress)
+        arrays = [[tensor.numpy() for tensor in tree_leaves(batch)] for batch in batches]
+        takes = described(signature.form, signature.names, arrays)
+        write_json(fresh / MANIFEST, _manifest(network, rule, takes, graphs))
+        runtime = Runtime(fresh)
+        agreed = zip(shown_steps(checks, "checking graphs", shown=progress), expected, strict=True)
+        difference = max(_difference(parts, runtime, batch, answer) for batch, answer in agreed)
     size = sum(path.stat().st_size for path in folder.iterdir())
-    return Bundle(folder, len(graphs), size, sum(map(len, batches)), difference)
+    return Bundle(folder, runtime.takes, len(graphs), size, sum(len(hidden(batch)) for batch in batches), difference)
 
 
-class _Part(nn.Module):
-    """The stages up to the next exit looked at, its head and the rule there, on flat lists of tensors.
-
-    Args:
-        ks: numbers of the stages; the exit is the last of them.
-    """
-
-    def __init__(self, network: StagedNetwork, look: Look, ks: Sequence[int]) -> None:
-        super().__init__()
-        self.network, self.ks, self.look, self.rule = network, tuple(ks), look, look.rule
-        self.exit, self.stops = ks[-1], ks[-1] < len(network.exits) - 1
-        self.spec: TreeSpec | None = None  # of (state, memory) on the way in; None: the inputs themselves
-        self.after: TreeSpec | None = None
-
-    def forward(self, *leaves: Tensor) -> tuple[Tensor, ...]:
-        if self.spec is None:
-            state, memory = self.network.start(leaves[0]), {}
-        else:
-            state, memory = tree_unflatten(list(leaves), self.spec)
-        before = state
-        for k in self.ks:
-            before, state = state, self.network.advance(state, k)
-        logits = self.network.answer(state, self.exit)
-        if not self.stops:
-            return (logits,)
-        stops, memory = self.look.batch(self.exit, logits, before, state, memory)
-        carried, self.after = tree_flatten((state, memory))
-        if not all(isinstance(leaf, Tensor) for leaf in carried):
-            raise InputError("a state to export must hold tensors alone; keep plain numbers in the modules")
-        # A part of the state that a stage hands on untouched needs a name of its own among the outputs.
-        return (*(leaf.clone() if any(leaf is given for given in leaves) else leaf for leaf in carried), logits, stops)
+def _batches(examples: Inputs | list[Inputs]) -> tuple[list[Inputs], Signature]:
+    """The batches, all of one form and with their tensors in one order, and that form."""
+    batches = examples if isinstance(examples, list) else [examples]
+    if not batches:
+        raise InputError("give a batch of examples to export with; got an empty list")
+    signature, spec = Signature.of(batches[0]), tree_flatten(batches[0])[1]
+    alike = []
+    for batch in batches:
+        other = Signature.of(batch)
+        if (other.form, set(other.names)) != (signature.form, set(signature.names)):
+            raise InputError(
+                f"the batches are a {signature.form} of {', '.join(signature.names)} and a {other.form} of "
+                f"{', '.join(other.names)}; a list holds batches of one form, a tuple the tensors of one batch"
+            )
+        alike.append(tree_unflatten(signature.flat(batch), spec))
+    for name, *tensors in zip(signature.names, *map(tree_leaves, alike), strict=True):
+        kinds = sorted({f"{tensor.dtype} of {tensor.dim()} dimensions" for tensor in tensors})
+        if len(kinds) > 1:
+            raise InputError(f"{name} is {' and '.join(kinds)}: give batches of one type and as many dimensions")
+    if min(len(hidden(batch)) for batch in alike) < 2:
+        raise InputError("give at least two samples to export with: a batch of one hides which dimension is the batch")
+    return alike, signature
 
 
-def _parts(network: StagedNetwork, rule: Rule) -> list[_Part]:
-    looks, last = [*rule.looks[:-1], True], len(network.exits) - 1
-    ends = [k for k in range(last + 1) if looks[k]]
-    starts = [0, *(k + 1 for k in ends[:-1])]
-    look = Look(rule)
-    return [_Part(network, look, range(a, b + 1)).eval() for a, b in zip(starts, ends, strict=True)]
+def _answered(engine: Engine, batch: Inputs) -> Answer:
+    try:
+        return engine(batch)
+    except InputError:
+        raise
+    except Exception as error:  # whatever the modules raise
+        raise InputError(f"the network cannot run the examples ({_line(error)})") from error
 
 
-@torch.inference_mode()
-def _through(parts: Sequence[_Part], inputs: Tensor) -> list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
-    """What goes into and comes out of each part when all samples go all the way."""
-    passed: list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = []
-    leaves: tuple[Tensor, ...] = (inputs,)
-    spec: TreeSpec | None = None
-    for part in parts:
-        part.spec = spec
-        found = part(*leaves)
-        passed.append((leaves, found))
-        leaves, spec = found[:-2], part.after
-    return passed
-
-
-def _write(parts: Sequence[_Part], batches: Sequence[Tensor], folder: Path) -> list[dict[str, Any]]:
+def _write(parts: Sequence[Part], batches: Sequence[Inputs], folder: Path, progress: bool) -> list[dict[str, Any]]:
     """One file a part; what the manifest says of it."""
-    shapes = [[[leaf.shape for leaf in given] for given, _ in _through(parts, batch)] for batch in batches]
+    passed = [through(parts, batch) for batch in batches]
     about = []
-    for i, (part, (leaves, found)) in enumerate(zip(parts, _through(parts, batches[0]), strict=True)):
-        dynamic = [
-            {d: torch.export.Dim.DYNAMIC for d in range(leaf.dim()) if d == 0 or len({s[i][j][d] for s in shapes}) > 1}
-            for j, leaf in enumerate(leaves)
-        ]
-        content = _graph(part, tuple(leaf.clone() for leaf in leaves), dynamic, len(found))
+    for i, part in enumerate(shown_steps(parts, "writing graphs", shown=progress)):
+        first = passed[0][i]
+        dynamic = [_free([each[i].given[j].shape for each in passed]) for j in range(len(first.given))]
+        outputs = len(first.carried) + (1 if part.last else 2)
+        content = _graph(part, tuple(leaf.clone() for leaf in first.given), dynamic, outputs)
         name = f"exit{part.exit}.onnx"
         write_atomically(folder / name, content)
         about.append(
@@ -167,15 +159,21 @@ def _write(parts: Sequence[_Part], batches: Sequence[Tensor], folder: Path) -> l
                 "file": name,
                 "sha256": hashlib.sha256(content).hexdigest(),
                 "exit": part.exit,
-                "inputs": _names(content, len(leaves)),
-                "carried": len(found) - 2 if part.stops else 0,
-                "stops": part.stops,
+                "inputs": _names(content, len(first.given)),
+                "carried": len(first.carried),
+                "stops": not part.last,
             }
         )
     return about
 
 
-def _graph(part: _Part, leaves: tuple[Tensor, ...], dynamic: list[dict[int, Any]], outputs: int) -> bytes:
+def _free(shapes: Sequence[torch.Size]) -> dict[int, Any]:
+    """The dimensions of a tensor to leave free: the batch, and those whose size is not the same in all shapes."""
+    sizes = enumerate(zip(*shapes, strict=True))
+    return {d: torch.export.Dim.DYNAMIC for d, found in sizes if d == 0 or len(set(found)) > 1}
+
+
+def _graph(part: Part, leaves: tuple[Tensor, ...], dynamic: list[dict[int, Any]], outputs: int) -> bytes:
     """The part as ONNX."""
     try:
         with warnings.catch_warnings(), torch.no_grad():
@@ -194,8 +192,9 @@ def _graph(part: _Part, leaves: tuple[Tensor, ...], dynamic: list[dict[int, Any]
     except InputError:
         raise
     except Exception as error:  # the exporter's errors share no base class
-        said = " ".join(str(error).split())
-        raise InputError(f"torch cannot export the network up to exit {part.exit} ({said:.200})") from error
+        # The exporter's own error says how to ask for help; what it came from says what is wrong.
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise InputError(f"torch cannot export the network up to exit {part.exit} ({_line(cause)})") from error
     return content
 
 
@@ -208,42 +207,59 @@ def _names(content: bytes, leaves: int) -> list[str | None]:
 
 
 def _manifest(
-    network: StagedNetwork, rule: Rule, batches: Sequence[Tensor], graphs: list[dict[str, Any]]
+    network: StagedNetwork, rule: Rule, inputs: dict[str, Any], graphs: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    sizes = [{batch.shape[d] for batch in batches} for d in range(batches[0].dim())]
-    shape = [None if d == 0 or len(size) > 1 else size.pop() for d, size in enumerate(sizes)]
-    costs = rule.origin.costs
+    origin = rule.origin
+    about = {"kind": type(rule).__name__, "features": rule.features, "looks": rule.looks, "recall": origin.recall}
     return {
         "format": FORMAT,
         "version": VERSION,
         "network": network.fingerprint(),
         "exits": [exit.name for exit in network.exits],
-        "rule": {"kind": type(rule).__name__, "features": list(rule.features), "looks": list(rule.looks)},
-        "price": rule.origin.price,
-        "unit": costs.unit,
-        "paid": costs.paid(rule.looks).tolist(),
-        "input": {"dtype": str(batches[0].numpy().dtype), "shape": shape},
+        "rule": about,
+        "price": origin.price,
+        "unit": origin.costs.unit,
+        "paid": origin.costs.paid(rule.looks).tolist(),
+        "inputs": inputs,
         "graphs": graphs,
         "made with": {name: version(name) for name in ("optdepth", "torch", "onnx", "onnxscript")},
     }
 
 
-def _checked(parts: Sequence[_Part], engine: Engine, batches: Sequence[Tensor], folder: Path) -> float:
-    """Every graph against its part on all samples, and the bundle against the engine; the largest difference."""
-    runtime = Runtime(folder)
+def _difference(parts: Sequence[Part], runtime: Runtime, batch: Inputs, answer: Answer) -> float:
+    """The largest difference of a logit, of every graph from its part and of the bundle from the engine.
+
+    Raises:
+        InputError: they do not agree.
+    """
     largest = 0.0
-    for batch in [*batches, *(batch[1:] for batch in batches)]:  # a number frozen while tracing fits one batch only
-        for graph, (given, found) in zip(runtime.graphs, _through(parts, batch), strict=True):
-            logits = graph([leaf.numpy() for leaf in given])[1]
-            expected = found[len(found) - (2 if len(found) > 1 else 1)].numpy()
-            largest = max(largest, float(np.abs(logits - expected).max()))
-            if not np.allclose(logits, expected, rtol=_RTOL, atol=_ATOL):
-                raise InputError(f"the graph of exit {graph.exit} does not agree with torch; not exported")
-        mine, its = runtime(batch.numpy()).exit, engine(batch).exit.numpy()
-        if (mine != its).any():
-            i = int(np.flatnonzero(mine != its)[0])
-            raise InputError(f"the bundle stops sample {i} at exit {mine[i]}, torch at exit {its[i]}; not exported")
-    return largest
+    for graph, passed in zip(runtime.graphs, through(parts, batch), strict=True):
+        answers = graph([leaf.numpy() for leaf in passed.given])[1]
+        largest = max(largest, _apart(f"the graph of exit {graph.exit}", answers, passed.answers))
+    found, exits = runtime(tree_map(lambda tensor: tensor.numpy(), batch)), answer.exit.numpy()
+    if (found.exit != exits).any():
+        i = int(np.flatnonzero(found.exit != exits)[0])
+        raise InputError(
+            f"the bundle stops sample {i} at exit {found.exit[i]}, torch at exit {exits[i]}; not exported. If the "
+            "rule was tuned on that sample, rounding decides there: give samples that it was not solved on"
+        )
+    return max(largest, _apart("the bundle", found.logits, answer.logits))
+
+
+def _apart(what: str, mine: np.ndarray[Any, Any], its: Tensor) -> float:
+    other = its.numpy()
+    if not np.allclose(mine, other, rtol=_RTOL, atol=_ATOL):
+        raise InputError(f"{what} does not agree with torch; not exported")
+    unlike = mine != other  # where both are minus infinity there is nothing to subtract
+    return float(np.abs(mine[unlike] - other[unlike]).max(initial=0.0))
+
+
+def _rows(batch: Inputs, rows: slice) -> Inputs:
+    return tree_map(lambda tensor: tensor[rows], batch)
+
+
+def _line(error: Exception) -> str:
+    return f"{' '.join(str(error).split()):.200}"
 
 
 def _need(package: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import read_json
+from .inputs import Array, Inputs, Takes
 
-FORMAT, VERSION = "optdepth.bundle", 1
+FORMAT, VERSION = "optdepth.bundle", 2
 MANIFEST = "manifest.json"
 _AGAIN = "export it again"
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +52,11 @@ class Runtime:
         folder: what `optdepth export` wrote.
         threads: of onnxruntime; its own choice when not given.
 
+    Attributes:
+        takes: the inputs, such as "a dict of input_ids int64 (n, m1), attention_mask int64 (n, m1)".
+
     Raises:
-        InputError: onnxruntime is missing; a bundle that is damaged, of another format or of a newer version.
+        InputError: onnxruntime is missing; a bundle that is damaged, of another format or another version.
     """
 
     def __init__(self, folder: str | Path, *, threads: int | None = None) -> None:
@@ -61,35 +65,36 @@ class Runtime:
         try:
             self.manifest, self.unit = manifest, str(manifest["unit"])
             self._paid = np.asarray(manifest["paid"], dtype=np.float64)
-            self._dtype = np.dtype(manifest["input"]["dtype"])
-            self._shape: list[int | None] = manifest["input"]["shape"]
+            self._takes = Takes(manifest["inputs"])
             self.graphs = [_Graph(folder, about, threads) for about in manifest["graphs"]]
-            damaged = not self.graphs or self.graphs[-1].exit != len(self._paid) - 1
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
+            self._check_graphs()
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{folder / MANIFEST} is damaged ({error!r}); {_AGAIN}") from None
-        if damaged:
-            raise InputError(f"{folder / MANIFEST} is damaged (its graphs do not reach the last exit); {_AGAIN}")
+        self.takes = str(self._takes)
 
-    def __call__(self, inputs: Array) -> RuntimeAnswer:
+    def __call__(self, inputs: Inputs) -> RuntimeAnswer:
         """Answers a batch; the answers do not depend on who else is in it.
 
         Args:
-            inputs: (n, ...), n >= 1, of the type and shape in the manifest, finite.
+            inputs: an array (n, ...), or a tuple or dict of such, n >= 1, finite; form, names, types and shapes as
+                `takes` says. Sizes of one name are equal.
+
+        Raises:
+            InputError: other inputs, or such as the network cannot run, a token number out of range for one.
         """
-        self._check(inputs)
-        exit = np.full(len(inputs), len(self._paid) - 1)
-        place = np.arange(len(inputs))
+        carried = self._takes.flat(inputs)
+        place = np.arange(len(carried[0]))
+        exit = np.full(len(place), self.graphs[-1].exit)
         answers: Array | None = None
-        carried = [inputs]
         for graph in self.graphs:
             carried, logits, stops = graph(carried)
             if answers is None:
                 if stops.all():
                     exit[:] = graph.exit
                     return self._answered(logits, exit)
-                answers = np.empty((len(inputs), logits.shape[1]), dtype=logits.dtype)
+                answers = np.empty((len(exit), *logits.shape[1:]), dtype=logits.dtype)
             if not stops.any():
                 continue
             left = place[stops]
@@ -104,28 +109,25 @@ class Runtime:
     def _answered(self, logits: Array, exit: Array) -> RuntimeAnswer:
         return RuntimeAnswer(logits, exit, self._paid[exit], self.unit)
 
-    def _check(self, inputs: Array) -> None:
-        fits = inputs.ndim == len(self._shape) and all(
-            want is None or want == got for want, got in zip(self._shape, inputs.shape, strict=True)
-        )
-        if not fits or inputs.dtype != self._dtype or len(inputs) == 0:
-            want = ", ".join("any" if size is None else str(size) for size in self._shape)
-            raise InputError(
-                f"inputs of type {inputs.dtype} and shape {inputs.shape}: the bundle takes {self._dtype}, "
-                f"({want}), and at least one sample"
-            )
-        if self._dtype.kind == "f" and not np.isfinite(inputs.sum()):
-            bad = np.flatnonzero(~np.isfinite(inputs.reshape(len(inputs), -1)).all(axis=1))
-            if len(bad):
-                raise InputError(f"sample {bad[0]} of the batch holds NaN or infinity; clean or drop it")
+    def _check_graphs(self) -> None:
+        """Raises ValueError where the manifest's graphs cannot follow each other."""
+        if not self.graphs or any(graph.last for graph in self.graphs[:-1]) or not self.graphs[-1].last:
+            raise ValueError("its graphs do not end where all samples stop")
+        exits = [graph.exit for graph in self.graphs]
+        if any(a >= b for a, b in pairwise(exits)) or not 0 <= exits[0] <= exits[-1] < len(self._paid):
+            raise ValueError(f"its graphs are of the exits {exits}")
+        takes = [len(self._takes.leaves), *(graph.carries for graph in self.graphs[:-1])]
+        if takes != [graph.takes for graph in self.graphs]:
+            raise ValueError("its graphs do not take what is handed on")
 
 
 class _Graph:
     """From one exit looked at to the next."""
 
     def __init__(self, folder: Path, about: dict[str, Any], threads: int | None) -> None:
-        self.exit, self._inputs, self._states = int(about["exit"]), list(about["inputs"]), int(about["carried"])
-        self._stops = bool(about["stops"])
+        self.exit, self.carries, self.last = int(about["exit"]), int(about["carried"]), not about["stops"]
+        self._inputs = list(about["inputs"])
+        self.takes = len(self._inputs)
         name = str(about["file"])
         path = folder / name
         if Path(name).name != name or not path.is_file():
@@ -139,10 +141,13 @@ class _Graph:
         """What is carried on, the logits, and who stops."""
         given = zip(self._inputs, carried, strict=True)
         # An exporter drops an input that the graph does not read, so the names say which are fed.
-        found = self._session.run(None, {name: value for name, value in given if name is not None})
-        logits = found[self._states]
-        stops = found[self._states + 1] if self._stops else np.ones(len(logits), dtype=bool)
-        return found[: self._states], logits, stops
+        try:
+            found = self._session.run(None, {name: value for name, value in given if name is not None})
+        except Exception as error:  # onnxruntime's own errors share no base class
+            raise InputError(f"the graph of exit {self.exit} cannot run on these inputs ({_line(error)})") from None
+        logits = found[self.carries]
+        stops = np.ones(len(logits), dtype=bool) if self.last else found[self.carries + 1]
+        return found[: self.carries], logits, stops
 
 
 def _session(content: bytes, path: Path, threads: int | None) -> Any:
@@ -151,7 +156,7 @@ def _session(content: bytes, path: Path, threads: int | None) -> Any:
     except ImportError:
         raise InputError("serving a bundle needs onnxruntime; pip install 'optdepth[onnx]'") from None
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # its errors are raised as well
     # Graphs take turns, each with threads of its own: those of one that spin would hold up the next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if threads is not None:
@@ -159,6 +164,8 @@ def _session(content: bytes, path: Path, threads: int | None) -> Any:
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own errors share no base class
-        raise InputError(
-            f"{path} is no graph that this onnxruntime can run ({' '.join(str(error).split()):.150})"
-        ) from None
+        raise InputError(f"{path} is no graph that this onnxruntime can run ({_line(error)})") from None
+
+
+def _line(error: Exception) -> str:
+    return f"{' '.join(str(error).split()):.150}"

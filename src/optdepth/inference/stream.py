@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map
 
 from ..errors import InputError
-from ..networks.staged import State, hidden, select
+from ..networks.staged import Inputs, State, hidden, select
 from ..observe import Memory
 from ..record import check_finite
 from .engine import Engine
@@ -41,7 +41,7 @@ class Streamed:
 
 def stream(
     engine: Engine,
-    samples: Iterable[Tensor],
+    samples: Iterable[Inputs],
     *,
     batch: int,
     capacity: int | None = None,
@@ -52,12 +52,13 @@ def stream(
     """Answers a stream, sample by sample, with the answers `engine` gives.
 
     Survivors of an exit wait in front of the next stage until there are `batch` of them, so the deep stages run on full
-    batches although few samples reach them. Samples of unlike shapes are kept apart. The next sample is drawn only
-    when the one who iterates asks for an answer that is not ready: nothing is read ahead, and a slow reader slows
-    the stream down.
+    batches although few samples reach them. Samples of unlike form, types or shapes run apart, such as sentences of
+    several lengths, which need no padding then. The next sample is drawn only when the one who iterates asks for an
+    answer that is not ready: nothing is read ahead, and a slow reader slows the stream down.
 
     Args:
-        samples: one sample each, (...); on the network's device. Of batches, `itertools.chain.from_iterable(batches)`.
+        samples: one sample each, a tensor (...) or a tuple or dict of such, as the engine takes them less the batch, on
+            the network's device. Of batches that are tensors, `itertools.chain.from_iterable(batches)`.
         batch: samples a stage runs on when it can.
         capacity: samples in flight at most, from arrival to answer; a batch in front of every stage when not given.
         max_delay: milliseconds that a sample waits for others in all. Once its oldest sample has been here for so long
@@ -105,8 +106,13 @@ class _Group:
         return _Group([self.index[i] for i in rows], [self.arrived[i] for i in rows], state, memory)
 
 
-_Key = tuple[int, tuple[torch.Size, ...]]
-"""A stage, and the shapes of a sample's state in front of it: what can run together."""
+_Key = tuple[int, int]
+"""A stage, and the kind of a sample's state in front of it, numbered: what can run together."""
+
+_Kind = tuple[TreeSpec, tuple[tuple[torch.Size, torch.dtype, torch.device], ...]]
+"""The form of a state, and the shapes, types and devices in it."""
+
+_END = object()
 
 
 class _Stream:
@@ -125,26 +131,37 @@ class _Stream:
         self.delay, self.ordered, self.clock = None if max_delay is None else max_delay / 1e3, ordered, clock
         self.queues: dict[_Key, deque[_Group]] = {}
         self.waiting: dict[_Key, int] = {}
+        self.kinds: dict[_Kind, int] = {}
         self.done: deque[Streamed] = deque()
         self.early: dict[int, Streamed] = {}
         self.drawn = self.given = 0
 
-    def run(self, samples: Iterable[Tensor]) -> Iterator[Streamed]:
+    def run(self, samples: Iterable[Inputs]) -> Iterator[Streamed]:
         source, open_ = iter(samples), True
         while open_ or self.waiting:
             key = self._due() or self._full()
             if key is None and open_ and self.drawn - self.given < self.capacity:
-                sample = next(source, None)
-                if sample is None:
+                sample = next(source, _END)
+                if sample is _END:
                     open_ = False
-                else:
-                    self._put(0, _Group([self.drawn], [self.clock()], sample.unsqueeze(0), ({}, {})))
-                    self.drawn += 1
+                    continue
+                self._arrive(sample)
+                yield from self._ready()
                 continue
             if key is None:  # no room for another sample, or none left: the fullest queue, the deepest of those
                 key = max(self.waiting, key=lambda key: (self.waiting[key], key[0]))
             self._step(key)
             yield from self._ready()
+
+    def _arrive(self, sample: Inputs) -> None:
+        index, at = self.drawn, self.clock()
+        self.drawn += 1
+        leaves = tree_leaves(sample)
+        if leaves and all(isinstance(leaf, Tensor) for leaf in leaves):
+            self._put(0, _Group([index], [at], tree_map(lambda tensor: tensor.unsqueeze(0), sample), ({}, {})))
+        else:
+            said = f"it is a {type(sample).__name__}; give a tensor, or a tuple or dict of tensors"
+            self._finish([self._failed(index, at, said)])
 
     def _due(self) -> _Key | None:
         """A queue whose oldest sample has waited long enough, the deepest of them."""
@@ -159,7 +176,9 @@ class _Stream:
         return max((key for key, n in self.waiting.items() if n >= self.batch), key=lambda key: key[0], default=None)
 
     def _put(self, stage: int, group: _Group) -> None:
-        key = (stage, tuple(leaf.shape[1:] for leaf in tree_flatten(group.state)[0]))
+        leaves, form = tree_flatten(group.state)
+        kind = (form, tuple((leaf.shape[1:], leaf.dtype, leaf.device) for leaf in leaves))
+        key = (stage, self.kinds.setdefault(kind, len(self.kinds)))
         self.queues.setdefault(key, deque()).append(group)
         self.waiting[key] = self.waiting.get(key, 0) + len(group.index)
 
@@ -193,8 +212,7 @@ class _Stream:
         except Exception as error:
             rest: _Group | None = group
             if len(group.index) == 1:
-                said = f"sample {group.index[0]} of the stream failed: {' '.join(str(error).split()):.200}"
-                self._finish([Streamed(group.index[0], None, -1, 0.0, 1e3 * (self.clock() - group.arrived[0]), said)])
+                self._finish([self._failed(group.index[0], group.arrived[0], " ".join(str(error).split()))])
                 return
             while rest is not None:
                 one, rest = rest.cut(1)
@@ -217,17 +235,16 @@ class _Stream:
             return
         logits = engine.heads[k](state)
         seen, past = memory
-        answers = plan.recall.answer(k, logits, past)
         if k == engine.last:
-            self._finish(self._answers(group, k, list(range(n)), answers))
+            self._finish(self._answers(group, k, list(range(n)), plan.recall.answer(k, logits, past)))
             return
         stops, seen = plan.look.batch(k, logits, before, state, seen)
-        memory = seen, plan.recall.remember(k, logits, past)
         stopping = stops[:n].tolist()
         leaving = [i for i in range(n) if stopping[i]]
         staying = [i for i in range(n) if not stopping[i]]
-        leave = self._answers(group, k, leaving, answers)
+        leave = self._answers(group, k, leaving, plan.recall.answer(k, logits, past)) if leaving else []
         if staying:
+            memory = seen, plan.recall.remember(k, logits, past)
             rows = torch.tensor(staying, device=logits.device)
             self._put(k + 1, group.kept(staying, *select((state, memory), rows)))
         self._finish(leave)  # last of all: what fails before this line is tried again
@@ -236,6 +253,10 @@ class _Stream:
         now, cost = self.clock(), self.plan.paid[k]
         # Copies: a view would keep the logits of the whole batch alive.
         return [Streamed(group.index[i], logits[i].clone(), k, cost, 1e3 * (now - group.arrived[i])) for i in rows]
+
+    def _failed(self, index: int, arrived: float, said: str) -> Streamed:
+        error = f"sample {index} of the stream failed: {said:.200}"
+        return Streamed(index, None, -1, 0.0, 1e3 * (self.clock() - arrived), error)
 
     def _finish(self, answers: list[Streamed]) -> None:
         if self.ordered:
