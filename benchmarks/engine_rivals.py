@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from optdepth.networks import StagedNetwork
 from optdepth.networks.staged import Inputs, hidden
@@ -55,7 +55,7 @@ def loop(network: StagedNetwork, cuts: dict[int, float]) -> Serve:
             if k in cuts:
                 logits = network.answer(x, k)
                 if answers is None:
-                    answers = logits.new_empty(len(inputs), logits.shape[1])
+                    answers = torch.empty_like(logits)
                 mask = logits.softmax(-1).amax(-1) >= cuts[k]
                 answers[rows[mask]] = logits[mask]
                 x, rows = tree_map(lambda tensor, mask=mask: tensor[~mask], x), rows[~mask]
@@ -121,19 +121,21 @@ def plain_onnx(network: StagedNetwork, example: Inputs, path: Path) -> Callable[
     """A session of the network without exits, one graph with a dynamic batch: inputs in numpy -> its outputs."""
     import onnxruntime
 
+    leaves, form = tree_flatten(example)
+
     class Full(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.network = network
 
-        def forward(self, inputs: Inputs) -> Tensor:
-            return self.network.full(inputs)
+        def forward(self, *given: Tensor) -> Tensor:
+            return self.network.full(tree_unflatten(given, form))
 
     if not path.is_file():
-        shapes = (tree_map(lambda _: {0: torch.export.Dim.DYNAMIC}, example),)
-        names = [f"in{i}" for i in range(len(tree_leaves(example)))]
+        shapes = (tuple({0: torch.export.Dim.DYNAMIC} for _ in leaves),)
+        names = [f"in{i}" for i in range(len(leaves))]
         program = torch.onnx.export(
-            Full().eval(), (example,), dynamo=True, dynamic_shapes=shapes, input_names=names, verbose=False
+            Full().eval(), tuple(leaves), dynamo=True, dynamic_shapes=shapes, input_names=names, verbose=False
         )
         program.save(path)
     options = onnxruntime.SessionOptions()
