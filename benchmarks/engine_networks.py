@@ -91,7 +91,7 @@ def _images(title: str, folder: Path) -> Subject:
     device = next(network.parameters()).device
     images = torch.cat([x for x, _ in itertools.islice(run.data().batches("test", 256), 8)]).to(device)
     return Subject(
-        title, folder, network, run.trace("fit"), run.trace("test"), images, (0.1, 0.25, 0.5), 512, (1, 4, 16, 64, 256)
+        title, folder, network, run.trace("fit"), run.trace("test"), images, (0.1, 0.3, 0.6), 512, (1, 4, 16, 64, 256)
     )
 
 
