@@ -17,6 +17,8 @@ import torch
 from optdepth.inference import engine as engine_module
 from optdepth.inference.engine import Engine
 from optdepth.inference.flight import Flight
+from optdepth.inference.legs import Leg
+from optdepth.inference.look import Look
 from optdepth.networks import StagedNetwork
 from optdepth.networks.staged import Inputs, hidden, select
 
@@ -27,7 +29,7 @@ def where(engine: Engine, chunks: Sequence[Inputs], repeats: int) -> dict[str, f
     """Milliseconds a batch in each part of a call; the median over the repeats of each batch, then the mean."""
     engine(chunks[0])
     found = np.empty((repeats, len(chunks), len(PARTS)))
-    with _timed(engine) as spent:
+    with _timed() as spent:
         for turn in range(repeats):
             for i, chunk in enumerate(chunks):
                 spent.clear()
@@ -39,7 +41,7 @@ def where(engine: Engine, chunks: Sequence[Inputs], repeats: int) -> dict[str, f
 
 
 @contextmanager
-def _timed(engine: Engine) -> Iterator[Counter[str]]:
+def _timed() -> Iterator[Counter[str]]:
     """Every part of the engine's calls with a clock around it, about a microsecond each."""
     spent: Counter[str] = Counter()
 
@@ -52,20 +54,17 @@ def _timed(engine: Engine) -> Iterator[Counter[str]]:
 
         return call
 
-    look = engine.plan().look
     places: list[tuple[Any, str, str]] = [
         (engine_module, "check_finite", "check"),
-        (engine, "stem", "stages"),
-        (look, "batch", "looks"),
-        (look, "one", "looks"),
+        (Leg, "advance", "stages"),
+        (Leg, "head", "heads"),
+        (Look, "batch", "looks"),
+        (Look, "one", "looks"),
         (Flight, "stopping", "leaving"),
         (Flight, "settle", "leaving"),
         (Flight, "compact", "gathering"),
         (engine_module, "select", "gathering"),
     ]
-    stages, heads = engine.stages, engine.heads
-    engine.stages = [clocked("stages", stage) for stage in stages]
-    engine.heads = [clocked("heads", head) for head in heads]
     patches = [mock.patch.object(at, name, clocked(part, getattr(at, name))) for at, name, part in places]
     try:
         for patch in patches:
@@ -73,7 +72,6 @@ def _timed(engine: Engine) -> Iterator[Counter[str]]:
         yield spent
     finally:
         mock.patch.stopall()
-        engine.stages, engine.heads = stages, heads
 
 
 @torch.inference_mode()

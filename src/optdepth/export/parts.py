@@ -10,48 +10,32 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ..errors import InputError
-from ..inference.look import Look
+from ..inference.legs import Leg, legs_of
 from ..networks import StagedNetwork
 from ..networks.staged import Inputs
-from ..recall import Recall
-from ..stopping.rule import FixedDepth, Rule
+from ..stopping.rule import Rule
 
 
 class Part(nn.Module):
-    """The stages up to the next exit looked at, its head and the rule there.
+    """A leg on flat lists of tensors.
 
     It takes the leaves of the inputs, or those that the part before it carries on: of the state, of what the observer
     remembers and of what later answers recall. It returns the leaves it carries on itself, what is answered here and
     who stops; the last part, where all stop, the answers alone.
-
-    Args:
-        ks: numbers of the stages; the exit is the last of them.
-        last: whether all stop there.
     """
 
-    def __init__(self, network: StagedNetwork, look: Look, recall: Recall, ks: Sequence[int], last: bool) -> None:
+    def __init__(self, leg: Leg) -> None:
         super().__init__()
-        self.network, self.look, self.recall, self.ks, self.last = network, look, recall, tuple(ks), last
-        self.rule = look.rule  # an attribute of its own, so that its buffers are this module's
-        self.exit = self.ks[-1]
-        # A fixed depth looks earlier only to recall later: nobody stops, and an answer may lack what it would recall.
-        self.stopping = last or not isinstance(look.rule, FixedDepth)
+        self.leg, self.exit, self.last = leg, leg.exit, leg.last
         self.spec: TreeSpec | None = None  # of what the leaves on the way in are; `through` sets both
         self.after: TreeSpec | None = None
 
     def forward(self, *leaves: Tensor) -> tuple[Tensor, ...]:
         assert self.spec is not None
         given = tree_unflatten(list(leaves), self.spec)
-        state, seen, past = (self.network.start(given), {}, {}) if self.ks[0] == 0 else given
-        before = state
-        for k in self.ks:
-            before, state = state, self.network.advance(state, k)
-        logits = self.network.answer(state, self.exit)
-        answers = self.recall.answer(self.exit, logits, past) if self.stopping else logits
-        if self.last:
+        state, answers, stops, seen, past = self.leg(*((given, {}, {}) if self.leg.ks[0] == 0 else given))
+        if stops is None:
             return (answers,)
-        stops, seen = self.look.batch(self.exit, logits, before, state, seen)
-        past = self.recall.remember(self.exit, logits, past)
         carried, self.after = tree_flatten((state, seen, past))
         if not all(isinstance(leaf, Tensor) for leaf in carried):
             raise InputError("a state to export must hold tensors alone; keep plain numbers in the modules")
@@ -65,11 +49,7 @@ class Part(nn.Module):
 
 def parts_of(network: StagedNetwork, rule: Rule) -> list[Part]:
     """One part for each exit that the rule looks at, up to the one where all stop."""
-    last = rule.exit if isinstance(rule, FixedDepth) else len(network.exits) - 1
-    ends = [*(k for k in range(last) if rule.looks[k]), last]
-    starts = [0, *(k + 1 for k in ends[:-1])]
-    look, recall = Look(rule), Recall(rule.origin.recall, len(network.exits))
-    return [Part(network, look, recall, range(a, b + 1), b == last).eval() for a, b in zip(starts, ends, strict=True)]
+    return [Part(leg).eval() for leg in legs_of(network, rule)]
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,43 @@
-"""Stages through torch.compile, one graph for every batch size that the engine runs."""
+"""Legs through torch.compile, one graph for every batch size that the engine runs."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from ..errors import InputError
+from ..networks.staged import Inputs, State
+from ..observe import Memory
+from .legs import Leg, Passed
 
 
-def compiled(modules: Sequence[nn.Module], sizes: int) -> list[Callable[[Any], Any]]:
-    """Each module compiled on its own, static in shape, its weights folded in as constants; a graph break is an error.
+class CompiledLeg:
+    """A leg as one graph: stages, head, features, decision and recall, with nothing of Python between them."""
 
-    Modules of one class share their code, and torch counts compilations by code: `isolate_recompiles` gives each its
-    own count, or a deep network would silently fall back to uncompiled code.
+    def __init__(self, leg: Leg, options: dict[str, Any]) -> None:
+        self.exit, self.looks, self.last = leg.exit, leg.looks, leg.last
+        self._run = torch.compile(leg, **options)
+
+    def __call__(self, given: Inputs | State, seen: Memory, past: Memory) -> Passed:
+        """`Leg.forward`."""
+        found: Passed = self._run(given, seen, past)
+        return found
+
+    def one(self, given: Inputs | State, seen: Memory, past: Memory) -> tuple[State, Tensor | None, Memory, Memory]:
+        """`Leg.one`; the decision is in the graph."""
+        state, answers, stops, seen, past = self(given, seen, past)
+        return state, answers if stops is None or bool(stops) else None, seen, past
+
+
+def compiled(legs: Sequence[Leg], sizes: int) -> list[CompiledLeg]:
+    """Each leg compiled on its own, static in shape, its weights folded in as constants; a graph break is an error.
+
+    Legs share their code, and torch counts compilations by code: `isolate_recompiles` gives each its own count, or a
+    deep network would silently fall back to uncompiled code.
 
     Args:
         sizes: how many batch sizes each will meet.
@@ -35,4 +56,4 @@ def compiled(modules: Sequence[nn.Module], sizes: int) -> list[Callable[[Any], A
         "recompile_limit": 2 * sizes,
         "isolate_recompiles": True,
     }
-    return [torch.compile(module, **options) for module in modules]
+    return [CompiledLeg(leg, options) for leg in legs]

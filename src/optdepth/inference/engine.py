@@ -18,12 +18,11 @@ from ..errors import InputError
 from ..networks import StagedNetwork
 from ..networks.staged import Inputs, State, hidden, select
 from ..observe import Memory
-from ..recall import Recall
 from ..record import check_finite
 from ..stopping.rule import Rule
-from .compiled import compiled
+from .compiled import CompiledLeg, compiled
 from .flight import Flight
-from .look import Look
+from .legs import Leg, legs_of
 from .timings import Timings
 
 
@@ -65,7 +64,8 @@ class Engine:
             machine is cut.
         sizes: batch sizes to run on, rising. Batches are filled up to the next of them, with samples already answered,
             so that code compiled or captured for a few shapes serves all batches; a larger one is cut. None: any size.
-        compile: the stages and heads through `torch.compile`, without graph breaks, each once for every one of `sizes`.
+        compile: what runs from one exit looked at to the next goes through `torch.compile` as one graph, once for every
+            one of `sizes`. Weights become constants of the code: make a new engine when they change.
 
     Raises:
         InputError: the rule was solved for another network, or sizes that do not rise from 1 on.
@@ -95,13 +95,10 @@ class Engine:
         self.network, self.rule = network.eval(), rules[0]
         self.sizes = None if sizes is None else tuple(sizes)
         self.timings = timings
-        device = next(network.parameters()).device
-        self._plans = {each.origin.price: Plan(each.to(device), device) for each in rules}
+        plans = [Plan(network, each, None if not compile else len(sizes or ())) for each in rules]
+        self._plans = {each.origin.price: plan for each, plan in zip(rules, plans, strict=True)}
         if len(self._plans) < len(rules):
             raise InputError(f"{len(rules)} rules at {len(self._plans)} prices: give one rule a price")
-        modules = (network.stem, *network.stages, *network.heads)
-        parts = compiled(modules, len(self.sizes)) if compile and self.sizes else list(modules)
-        self.stem, self.stages, self.heads = parts[0], parts[1 : self.last + 2], parts[self.last + 2 :]
 
     @torch.inference_mode()
     def __call__(self, inputs: Inputs, *, price: float | None = None, deadline: float | None = None) -> Answer:
@@ -123,14 +120,14 @@ class Engine:
             raise InputError("an empty batch has no answers")
         plan = self.plan(price)
         check_finite(inputs)
-        most = self._most(samples, end)
+        most = self._most(samples, plan, end)
         if samples <= most:
             return self._serve(inputs, plan, end)
         pieces = [tree_map(lambda tensor, i=i: tensor[i : i + most], inputs) for i in range(0, samples, most)]
         return _joined([self._serve(piece, plan, end) for piece in pieces])
 
     def warm(self, example: Inputs) -> None:
-        """Runs every stage and head once for each of the engine's sizes, which is what compiling them takes.
+        """Runs every leg once for each of the engine's sizes, which is what compiling them takes.
 
         Args:
             example: inputs like those to come; repeated to fill the sizes.
@@ -141,10 +138,12 @@ class Engine:
             with torch.inference_mode():
                 # Compiled code tells a caller's tensor from one made in here, as a batch filled up to a size is.
                 for given in (inputs, tree_map(torch.clone, inputs)):
-                    state = self.stem(given)
-                for stage, head in zip(self.stages, self.heads, strict=True):
-                    state = stage(state)
-                    head(state)
+                    for plan in self._plans.values():
+                        state: State = given
+                        seen: Memory = {}
+                        past: Memory = {}
+                        for leg in plan.legs:
+                            state, _, _, seen, past = leg(state, seen, past)
 
     def _serve(self, inputs: Inputs, plan: Plan, end: float | None) -> Answer:
         if len(hidden(inputs)) == 1 and (self.sizes is None or self.sizes[0] == 1):
@@ -156,21 +155,16 @@ class Engine:
 
     def _one(self, inputs: Inputs, plan: Plan, end: float | None) -> tuple[Tensor, int]:
         """A single sample: nothing to gather, and what the rule decides on are plain numbers."""
-        memory: Memory = {}
+        state: State = inputs
+        seen: Memory = {}
         past: Memory = {}
-        state = self.stem(inputs)
-        for k in range(self.last):
-            before, state = (state if plan.look.needs_residual else None), self.stages[k](state)
-            if plan.looks[k]:
-                logits = self.heads[k](state)
-                stops, memory = plan.look.one(k, logits, before, state, memory)
-                if stops:
-                    return plan.recall.answer(k, logits, past), k
-                past = plan.recall.remember(k, logits, past)
-            if end is not None and self._late(k, state, end):
-                return self.heads[k](state), k
-        logits = self.heads[self.last](self.stages[self.last](state))
-        return plan.recall.answer(self.last, logits, past), self.last
+        for leg in plan.halting if end is not None else plan.legs:
+            state, answer, seen, past = leg.one(state, seen, past)
+            if answer is not None:
+                return answer, leg.exit
+            if end is not None and self._late(leg.exit, state, end):
+                return self.network.answer(state, leg.exit), leg.exit
+        raise AssertionError("every sample stops at the last leg")
 
     def _many(self, inputs: Inputs, plan: Plan, end: float | None) -> Flight:
         """A batch, compacted on its way."""
@@ -178,30 +172,30 @@ class Engine:
         flight = Flight(samples, self.size(samples), self.last, device)
         if flight.rows > samples:
             inputs = select(inputs, torch.arange(flight.rows, device=device).clamp(max=samples - 1))
-        memory: Memory = {}
+        state: State = inputs
+        seen: Memory = {}
         past: Memory = {}
-        state = self.stem(inputs)
-        for k in range(self.last):
-            before, state = (state if plan.look.needs_residual else None), self.stages[k](state)
-            if plan.looks[k]:
-                logits = self.heads[k](state)
-                stops, memory = plan.look.batch(k, logits, before, state, memory)
-                stops, leaving = flight.stopping(stops)
-                if leaving:
-                    flight.settle(k, plan.recall.answer(k, logits, past), stops, leaving)
+        for leg in plan.halting if end is not None else plan.legs:
+            state, answers, stops, seen, past = leg(state, seen, past)
+            if answers is not None and stops is None:
+                flight.settle_rest(leg.exit, answers)
+                return flight
+            if answers is not None and stops is not None:
+                leaving = flight.stopping(stops)
+                if len(leaving):
+                    flight.settle(leg.exit, answers, stops, leaving)
                     if not flight.left:
                         return flight
-                past = plan.recall.remember(k, logits, past)
-                if leaving:
                     room = self.size(flight.left)
-                    if room < flight.rows and self._pays(k, plan, flight.rows, room):
-                        state, memory, past = select((state, memory, past), flight.compact(room))
-            if end is not None and self._late(k, state, end):
-                flight.settle_rest(k, self.heads[k](state))
+                    if room < flight.rows and self._pays(leg.exit, plan, flight.rows, room):
+                        index = flight.compact(room)
+                        state = select(state, index)
+                        if seen or past:
+                            seen, past = select((seen, past), index)
+            if end is not None and self._late(leg.exit, state, end):
+                flight.settle_rest(leg.exit, self.network.answer(state, leg.exit))
                 return flight
-        logits = self.heads[self.last](self.stages[self.last](state))
-        flight.settle_rest(self.last, plan.recall.answer(self.last, logits, past))
-        return flight
+        raise AssertionError("every sample stops at the last leg")
 
     @property
     def prices(self) -> tuple[float, ...]:
@@ -220,11 +214,11 @@ class Engine:
         """The batch to run so many samples in."""
         return rows if self.sizes is None else self.sizes[bisect_left(self.sizes, rows)]
 
-    def _most(self, samples: int, end: float | None) -> int:
+    def _most(self, samples: int, plan: Plan, end: float | None) -> int:
         """How many samples to run at a time. With a deadline all that fit, so that none waits for its first exit."""
         if self.sizes is not None:
             return self.sizes[-1]
-        return samples if self.timings is None or end is not None else self.timings.piece(samples)
+        return samples if self.timings is None or end is not None else self.timings.piece(samples, plan.looks)
 
     def _pays(self, k: int, plan: Plan, rows: int, room: int) -> bool:
         return self.timings is None or self.timings.pays(k, plan.next_look[k], rows, room)
@@ -237,12 +231,18 @@ class Engine:
 
 
 class Plan:
-    """A rule made ready: where it looks, and what stopping costs."""
+    """A rule made ready: the legs between the exits it looks at, and what stopping costs.
 
-    def __init__(self, rule: Rule, device: torch.device) -> None:
-        costs, self.looks = rule.origin.costs, tuple(rule.looks)
-        self.look, self.unit = Look(rule), costs.unit
-        self.recall = Recall(rule.origin.recall, len(costs))
+    Args:
+        sizes: how many batch sizes to compile the legs for; None: they are not compiled.
+    """
+
+    def __init__(self, network: StagedNetwork, rule: Rule, sizes: int | None) -> None:
+        costs, device = rule.origin.costs, next(network.parameters()).device
+        rule, self.looks, self.unit = rule.to(device), tuple(rule.looks), costs.unit
+        legs = legs_of(network, rule)
+        self.legs: Sequence[Leg | CompiledLeg] = legs if sizes is None else compiled(legs, sizes)
+        self.halting = legs_of(network, rule, single=True) if sizes is None else self.legs
         self.paid = costs.paid(self.looks).tolist()
         self._table = torch.tensor(self.paid, dtype=torch.float64, device=device)
         last = len(costs) - 1

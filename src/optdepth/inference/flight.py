@@ -28,31 +28,40 @@ class Flight:
         )
         self._place: Int[Tensor, " rows"] | None = None  # of each row's sample; None: the row's own number
 
-    def stopping(self, stops: Bool[Tensor, " rows"]) -> tuple[Bool[Tensor, " rows"], int]:
-        """Of the rows that stop those that are open, and how many: the one number that waits for the device."""
-        if self._open is not None:
-            stops = stops & self._open
-        return stops, int(stops.sum())
+    def stopping(self, stops: Bool[Tensor, " rows"]) -> Int[Tensor, " leaving"]:
+        """Of the rows that stop those that are open, by number. How many they are is what waits for the device."""
+        return (stops if self._open is None else stops & self._open).nonzero().squeeze(1)
 
-    def settle(self, k: int, logits: Float[Tensor, "rows C"], stops: Bool[Tensor, " rows"], leaving: int) -> None:
-        """Answers the rows that stop at exit k."""
-        if leaving == self.samples == self.rows:
+    def settle(
+        self, k: int, logits: Float[Tensor, "rows C"], stops: Bool[Tensor, " rows"], leaving: Int[Tensor, " leaving"]
+    ) -> None:
+        """Answers the rows that leave at exit k, out of those that stop there."""
+        if len(leaving) == self.samples == self.rows:
             self.answers, self.left = logits, 0
             self.exit.fill_(k)
             return
-        if self.answers is None:
-            self.answers = logits.new_empty(self.samples, *logits.shape[1:])
-        index = torch.nonzero_static(stops, size=leaving).squeeze(1)
-        where = index if self._place is None else self._place.index_select(0, index)
-        self.answers.index_copy_(0, where, logits.index_select(0, index))
-        self.exit.index_fill_(0, where, k)
-        self.left -= leaving
+        where = leaving if self._place is None else self._place.index_select(0, leaving)
+        self._answer(k, logits.index_select(0, leaving), where)
+        self.left -= len(leaving)
         self._open = ~stops if self._open is None else self._open & ~stops
 
     def settle_rest(self, k: int, logits: Float[Tensor, "rows C"]) -> None:
         """Answers every row still open with the logits of exit k."""
-        everyone = torch.ones(self.rows, dtype=torch.bool, device=logits.device) if self._open is None else self._open
-        self.settle(k, logits, everyone, self.left)
+        if self._open is not None:
+            self.settle(k, logits, self._open, self._open.nonzero().squeeze(1))
+        elif self._place is None:
+            self.answers, self.left = logits, 0
+            self.exit.fill_(k)
+        else:
+            self._answer(k, logits, self._place)
+            self.left = 0
+
+    def _answer(self, k: int, logits: Float[Tensor, "m C"], where: Int[Tensor, " m"]) -> None:
+        """Answers the samples of these numbers."""
+        if self.answers is None:
+            self.answers = logits.new_empty(self.samples, *logits.shape[1:])
+        self.answers.index_copy_(0, where, logits)
+        self.exit.index_fill_(0, where, k)
 
     def compact(self, room: int) -> Int[Tensor, " room"]:
         """Cuts the running batch to `room` rows, the open ones first; their numbers in the batch as it was."""

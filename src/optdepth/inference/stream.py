@@ -102,12 +102,12 @@ class _Group:
         )
 
     def kept(self, rows: list[int], state: State, memory: tuple[Memory, Memory]) -> _Group:
-        """Some of the samples, one stage on."""
+        """Some of the samples, one leg on."""
         return _Group([self.index[i] for i in rows], [self.arrived[i] for i in rows], state, memory)
 
 
 _Key = tuple[int, int]
-"""A stage, and the kind of a sample's state in front of it, numbered: what can run together."""
+"""A leg, by number, and the kind of a sample's state in front of it, numbered: what can run together."""
 
 _Kind = tuple[TreeSpec, tuple[tuple[torch.Size, torch.dtype, torch.device], ...]]
 """The form of a state, and the shapes, types and devices in it."""
@@ -175,10 +175,10 @@ class _Stream:
         """A queue that fills a batch, the deepest of them: what is nearly done makes room first."""
         return max((key for key, n in self.waiting.items() if n >= self.batch), key=lambda key: key[0], default=None)
 
-    def _put(self, stage: int, group: _Group) -> None:
+    def _put(self, leg: int, group: _Group) -> None:
         leaves, form = tree_flatten(group.state)
         kind = (form, tuple((leaf.shape[1:], leaf.dtype, leaf.device) for leaf in leaves))
-        key = (stage, self.kinds.setdefault(kind, len(self.kinds)))
+        key = (leg, self.kinds.setdefault(kind, len(self.kinds)))
         self.queues.setdefault(key, deque()).append(group)
         self.waiting[key] = self.waiting.get(key, 0) + len(group.index)
 
@@ -202,7 +202,7 @@ class _Stream:
 
     @torch.inference_mode()
     def _step(self, key: _Key) -> None:
-        """Runs one stage on one batch of its queue."""
+        """Runs one leg on one batch of its queue."""
         self._attempt(key[0], self._take(key))
 
     def _attempt(self, k: int, group: _Group) -> None:
@@ -219,8 +219,8 @@ class _Stream:
                 self._attempt(k, one)
 
     def _advance(self, k: int, group: _Group) -> None:
-        """One stage, its look, answers for those that stop, and the next queue for the others."""
-        engine, plan, n = self.engine, self.plan, len(group.index)
+        """One leg, answers for those that stop at its exit, and the next queue for the others."""
+        engine, leg, n = self.engine, self.plan.legs[k], len(group.index)
         if k == 0:
             check_finite(group.state)
         room = engine.size(n)
@@ -228,25 +228,18 @@ class _Stream:
         if room > n:
             fill = torch.arange(room, device=hidden(given).device).clamp(max=n - 1)
             given, memory = select((given, memory), fill)
-        before = engine.stem(given) if k == 0 else given
-        state = engine.stages[k](before)
-        if k < engine.last and not plan.looks[k]:
-            self._put(k + 1, _Group(group.index, group.arrived, _head(state, n), _head(memory, n)))
+        state, answers, stops, seen, past = leg(given, *memory)
+        assert answers is not None
+        if stops is None:
+            self._finish(self._answers(group, leg.exit, list(range(n)), answers))
             return
-        logits = engine.heads[k](state)
-        seen, past = memory
-        if k == engine.last:
-            self._finish(self._answers(group, k, list(range(n)), plan.recall.answer(k, logits, past)))
-            return
-        stops, seen = plan.look.batch(k, logits, before, state, seen)
         stopping = stops[:n].tolist()
         leaving = [i for i in range(n) if stopping[i]]
         staying = [i for i in range(n) if not stopping[i]]
-        leave = self._answers(group, k, leaving, plan.recall.answer(k, logits, past)) if leaving else []
+        leave = self._answers(group, leg.exit, leaving, answers)
         if staying:
-            memory = seen, plan.recall.remember(k, logits, past)
-            rows = torch.tensor(staying, device=logits.device)
-            self._put(k + 1, group.kept(staying, *select((state, memory), rows)))
+            rows = torch.tensor(staying, device=answers.device)
+            self._put(k + 1, group.kept(staying, *select((state, (seen, past)), rows)))
         self._finish(leave)  # last of all: what fails before this line is tried again
 
     def _answers(self, group: _Group, k: int, rows: list[int], logits: Tensor) -> list[Streamed]:

@@ -62,7 +62,7 @@ class Timings:
     _upto: list[list[float]] = field(init=False, repr=False)
     _looks: list[list[float]] = field(init=False, repr=False)
     _gathers: list[list[float]] = field(init=False, repr=False)
-    _pieces: dict[int, int] = field(init=False, repr=False, default_factory=dict)
+    _pieces: dict[tuple[int, tuple[bool, ...]], int] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_sizes", self.sizes.tolist())
@@ -120,18 +120,20 @@ class Timings:
         looks = [_at(self._sizes, each, rows) / rows for each in self._looks]
         return Costs.of(np.cumsum(stages), looks, 0.0, f"ms a sample at batch {batch}, {self.threads} threads")
 
-    def piece(self, rows: int) -> int:
+    def piece(self, rows: int, looks: Sequence[bool] = ()) -> int:
         """The batch size to run so many samples in: less than all where large batches take longer a sample, as they do
         on a CPU once a state no longer fits its caches.
 
-        Counted are all stages and all looks: what small batches lose is mostly lost at looks.
+        Args:
+            looks: at which exits there is a look; what small batches lose is mostly lost there.
         """
-        if rows not in self._pieces:
+        asked = rows, tuple(looks)
+        if asked not in self._pieces:
             sizes = [int(size) for size in self._sizes if size < rows]
-            each = {size: self._full(size) / size for size in (*sizes, rows)}
+            each = {size: self._full(size, asked[1]) / size for size in (*sizes, rows)}
             size = max(size for size, spent in each.items() if spent <= min(each.values()) / _WORTH)
-            self._pieces[rows] = math.ceil(rows / math.ceil(rows / size))  # equal pieces
-        return self._pieces[rows]
+            self._pieces[asked] = math.ceil(rows / math.ceil(rows / size))  # equal pieces
+        return self._pieces[asked]
 
     def stage(self, k: int, rows: int) -> float:
         """Milliseconds of stage k on so many samples."""
@@ -145,9 +147,10 @@ class Timings:
         saved = self._until(until, rows) - self._until(k, rows) - self._until(until, room) + self._until(k, room)
         return saved > _at(self._sizes, self._gathers[k], room)
 
-    def _full(self, rows: int) -> float:
-        """Milliseconds of all stages and looks."""
-        return self._until(len(self._upto) - 1, rows) + sum(_at(self._sizes, each, rows) for each in self._looks)
+    def _full(self, rows: int, looks: Sequence[bool]) -> float:
+        """Milliseconds of all stages and of the looks."""
+        looked = (each for each, looks_there in zip(self._looks, looks, strict=False) if looks_there)
+        return self._until(len(self._upto) - 1, rows) + sum(_at(self._sizes, each, rows) for each in looked)
 
     def _until(self, k: int, rows: int) -> float:
         """Milliseconds of the stages up to k."""
@@ -225,8 +228,7 @@ def _looks(network: StagedNetwork, inputs: Inputs, look: Look) -> tuple[list[flo
             return look.one(k, logits, before, state, memory)[1]
         _, after = look.batch(k, logits, before, state, memory)
         flight = Flight(rows, rows, last, device)
-        stops, leaving = flight.stopping(half)
-        flight.settle(k, logits, stops, leaving)
+        flight.settle(k, logits, half, flight.stopping(half))
         select((state, after), flight.compact(flight.left))
         return after
 

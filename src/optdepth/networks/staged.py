@@ -236,7 +236,8 @@ def residual_size(before: State, after: State) -> Float[Tensor, " n"]:
 def select(state: State, index: Int[Tensor, " m"] | Bool[Tensor, " n"]) -> State:
     """The state of some samples: row numbers, or a mask over the batch."""
     rows = index.nonzero().squeeze(1) if index.dtype == torch.bool else index
-    return tree_map(lambda tensor: _gather(tensor, rows), state)
+    # The usual state is one tensor, and `tree_map` takes as long as gathering a few samples of it.
+    return _gather(state, rows) if isinstance(state, Tensor) else tree_map(lambda tensor: _gather(tensor, rows), state)
 
 
 def _gather(tensor: Tensor, rows: Int[Tensor, " m"]) -> Tensor:
