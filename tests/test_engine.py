@@ -273,6 +273,9 @@ def test_a_batch_is_cut_where_large_ones_are_slow_and_no_answer_changes(setting:
         assert [stage.sizes for stage in stages] == [pieces] * 3
     assert steep.piece(16) == 16
     assert steep.piece(17) == 9  # two pieces of about the same size, not 16 and 1
+    dear = Timings("", steep.sizes, steep.stages, np.full((3, 3), 400.0), steep.gathers, threads=1)
+    assert dear.piece(100, (False, False, True)) == 100  # a look of 400 ms at any size: seven of them do not pay
+    assert dear.piece(100, (False, False, False)) == 15
     stages[0].sizes.clear()
     Engine(network, rule, timings=steep)(inputs, deadline=1e6)
     assert stages[0].sizes == [100]  # with a deadline no sample waits for the others' last exit
