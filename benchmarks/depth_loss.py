@@ -7,20 +7,20 @@ Trains every arm that has no figures yet, records, solves on the fit split, judg
 `benchmarks/depth_loss/DATA/ARM-SEED.json`; then the tables and pictures of all that are there. Interrupted, the same
 command goes on where it stopped. Weights and traces stay under `runs/`. Nothing is chosen on the test split: the
 figures of the certify split, beside those of test, are there to choose by. `--short` is the same on the digits, in
-seconds. `--pages` only draws what is there.
+seconds; `--screen` the same on the real data with a few epochs, to compare many arms, apart under DATA-screen.
+`--judge` trains nothing and judges again what has weights. `--pages` only draws what is there.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,9 +28,9 @@ from depth_loss_arms import ARMS, Arm
 from depth_loss_judge import judge, provenance
 from depth_loss_pages import write_pages
 from optdepth.costs import flops
-from optdepth.data import Data, ImageSplit, load_data, normalise
+from optdepth.data import Data, load_data, normalise
 from optdepth.errors import InputError
-from optdepth.files import read_tensors, write_json, write_tensors
+from optdepth.files import write_json
 from optdepth.networks import StagedNetwork, resnet, transplant
 from optdepth.record import record
 from optdepth.trace import Costs, Trace
@@ -39,7 +39,8 @@ from optdepth.workflow import SPLITS, Run
 
 _load = cache(lambda name, seed: load_data(name, seed=seed))
 HERE = Path(__file__).parent / "depth_loss"
-ANSWERS: dict[str, Any] = {"format": "optdepth.benchmark.answers", "version": 1}
+SIZES = {"full": (20, 16, (15, 2, 1)), "screen": (20, 16, (4, 1, 1)), "short": (14, 4, (2, 1, 1))}
+"""By study: layers and width of the network, epochs from scratch, of heads alone, of a late fine-tuning."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Study:
     """What all arms share.
 
     Attributes:
+        name: out of `SIZES`.
         data: as for `optdepth train`.
         depth, width: of the network; an arm may be shallower.
         epochs: of a training from scratch, of heads alone, of a late fine-tuning.
@@ -54,6 +56,7 @@ class Study:
         runs, out: folders of weights and traces, and of figures.
     """
 
+    name: str
     data: str
     depth: int
     width: int
@@ -77,53 +80,90 @@ def main(arguments: list[str] | None = None) -> None:
     """Reads the arguments and runs the study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits", help="as for `optdepth train`")
-    parser.add_argument("--short", action="store_true", help="a small network, a few epochs")
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument("--short", action="store_true", help="a small network, a few epochs, the digits by default")
+    sizes.add_argument("--screen", action="store_true", help="a few epochs, to compare arms")
     parser.add_argument("--arms", default=",".join(ARMS), help="by name, separated by commas; all by default")
-    parser.add_argument("--seeds", default="0", help="separated by commas")
+    parser.add_argument("--seeds", help="separated by commas; 0 by default, and all that are there with --judge")
     parser.add_argument("--precision", default="bf16", choices=("fp32", "bf16"))
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the figures")
     parser.add_argument("--runs", type=Path, default=Path("runs/depth_loss"), help="folder of weights and traces")
-    parser.add_argument("--pages", action="store_true", help="train nothing; write tables and pictures")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--judge", action="store_true", help="train nothing; judge again the arms that have weights")
+    again.add_argument("--pages", action="store_true", help="train nothing; write tables and pictures")
     given = parser.parse_args(arguments)
-    name = Path(given.data).name + ("-short" if given.short else "")
+    name = "short" if given.short else "screen" if given.screen else "full"
+    folder = Path(given.data).name + ("" if name == "full" else f"-{name}")
+    depth, width, epochs = SIZES[name]
     study = Study(
+        name=name,
         data=given.data,
-        depth=14 if given.short else 20,
-        width=4 if given.short else 16,
-        epochs=(2, 1, 1) if given.short else (15, 2, 1),
+        depth=depth,
+        width=width,
+        epochs=epochs,
         precision="fp32" if given.short else given.precision,
-        runs=given.runs / name,
-        out=given.out / name,
+        runs=given.runs / folder,
+        out=given.out / folder,
     )
     wanted = given.arms.split(",")
     if unknown := [arm for arm in wanted if arm not in ARMS]:
         raise InputError(f"no arm {unknown[0]!r}; the arms are {', '.join(ARMS)}")
-    for seed in [] if given.pages else map(int, given.seeds.split(",")):
-        for arm in wanted:
-            finish(study, arm, seed)
+    seeds = None if given.seeds is None else [int(seed) for seed in given.seeds.split(",")]
+    if given.judge:
+        for arm, seed in with_weights(study, wanted, seeds):
+            write_figures(study, arm, seed)
+    elif not given.pages:
+        for seed in seeds or [0]:
+            for arm in wanted:
+                finish(study, arm, seed)
     write_pages(study.out)
 
 
 def finish(study: Study, name: str, seed: int) -> None:
     """The figures of one arm at one seed, and of the arms it starts from, unless they are there."""
-    path, arm = study.figures(name, seed), ARMS[name]
-    if path.is_file():
+    arm = ARMS[name]
+    if study.figures(name, seed).is_file():
         return
     for other in arm.needs:
         finish(study, other, seed)
-    run = study.run(name, seed)
-    if arm.kind == "cascade":
-        members = [study.run(other, seed) for other in arm.members]
-        found = judge(traces_of(run, lambda split: cascaded(members, study.load(seed).splits[split], split)))
-    else:
-        trained(study, arm, run, seed)
-        costs = costs_of(study, run.network(), seed)
-        if arm.heads == "none":
-            found = alone(run, study.load(seed), costs)
-        else:
-            found = judge(traces_of(run, lambda split: recorded(run, study.load(seed), split, costs)))
-    write_json(path, {"arm": name, "what": arm.what, "seed": seed, **found, **provenance(run)})
+    if arm.kind != "cascade":
+        trained(study, arm, study.run(name, seed), seed)
+    write_figures(study, name, seed)
+
+
+def with_weights(study: Study, wanted: list[str], seeds: list[int] | None) -> list[tuple[str, int]]:
+    """Arms that are trained, and cascades whose members are, each with its seed; all seeds there by default."""
+    names = {path.parent.name for path in study.runs.glob("*/training.json")}
+    there = {(arm, int(seed)) for arm, _, seed in (name.rpartition("-") for name in names) if seed.isdigit()}
+    every = sorted({seed for _, seed in there}) if seeds is None else seeds
+    found = [
+        (arm, seed) for arm in wanted for seed in every if {(one, seed) for one in ARMS[arm].members or (arm,)} <= there
+    ]
+    if not found:
+        raise InputError(f"no weights of {', '.join(wanted)} in {study.runs}; train first, or give --runs")
+    return found
+
+
+def write_figures(study: Study, name: str, seed: int) -> None:
+    """Judges a trained arm and writes its figures; what those that are there say of the training is kept."""
+    path, arm = study.figures(name, seed), ARMS[name]
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    found = judged(study, name, seed)
+    made = provenance(study.run(name, seed), before)
+    write_json(path, {"arm": name, "what": arm.what, "seed": seed, "study": study.name, **found, **made})
     print(f"{name}, seed {seed}: {path}", flush=True)
+
+
+def judged(study: Study, name: str, seed: int) -> dict[str, Any]:
+    """What an arm is worth."""
+    arm, run, data = ARMS[name], study.run(name, seed), study.load(seed)
+    if arm.kind == "cascade":
+        members = [study.run(other, seed).network() for other in arm.members]
+        costs = Costs.of([0.0] * len(members), [costs_of(study, member, seed).full for member in members])
+        return judge({split: cascaded(members, data, split, costs) for split in SPLITS})
+    network = run.network()
+    costs = costs_of(study, network, seed)
+    return alone(network, data, costs) if arm.heads == "none" else judge(traces_of(run, network, data, costs))
 
 
 def trained(study: Study, arm: Arm, run: Run, seed: int) -> None:
@@ -172,41 +212,48 @@ def costs_of(study: Study, network: StagedNetwork, seed: int) -> Costs:
     return Costs(own.reach / unit, own.probe / unit, own.answer / unit, f"full passes of {unit:.4g} FLOPs")
 
 
-def traces_of(run: Run, make: Callable[[str], Trace]) -> dict[str, Trace]:
-    """The traces of the three splits, made where they are not there."""
+def traces_of(run: Run, network: StagedNetwork, data: Data, costs: Costs) -> dict[str, Trace]:
+    """The traces of the three splits, recorded where there is none of this network, data, costs and format."""
+    traces, wanted = {}, costs.paid().tolist()
     for split in SPLITS:
-        path = run.folder / "traces" / f"{split}.safetensors"
-        if not path.is_file():
-            make(split).save(path)
-    return {split: run.trace(split) for split in SPLITS}
+        held = data.splits[split]
+        try:
+            trace = run.trace(split)
+            fits = (trace.network, trace.source) == (network.fingerprint(), held.source)
+            fits = fits and trace.costs.paid().tolist() == wanted
+        except InputError:  # none, or of another version of the format
+            fits = False
+        if not fits:
+            trace = record(network, data.batches(split), costs, source=held.source, rows=held.rows)
+            trace.save(run.folder / "traces" / f"{split}.safetensors")
+        traces[split] = trace
+    return traces
 
 
-def recorded(run: Run, data: Data, split: str, costs: Costs) -> Trace:
-    """The trace of a network on a split."""
-    held = data.splits[split]
-    return record(run.network(), data.batches(split), costs, source=held.source, rows=held.rows)
+@torch.inference_mode()
+def answers(network: StagedNetwork, data: Data, split: str) -> Tensor:
+    """Logits (N, C) of the whole network."""
+    device = next(network.parameters()).device
+    return torch.cat([network.full(images.to(device)).cpu() for images, _ in data.batches(split)])
 
 
-def alone(run: Run, data: Data, costs: Costs) -> dict[str, Any]:
-    """Accuracy and cost of a network with one exit; its answers on every split stay in the run folder."""
-    network, accuracy = run.network(), {}
+def alone(network: StagedNetwork, data: Data, costs: Costs) -> dict[str, Any]:
+    """Accuracy and cost of a network with one exit."""
+    accuracy = {}
     for split in SPLITS:
-        with torch.inference_mode():
-            answers, labels = zip(*((network.full(x), y) for x, y in data.batches(split)), strict=True)
-        logits = torch.cat(answers)
-        accuracy[split] = [float((logits.argmax(1) == torch.cat(labels)).double().mean())]
-        held = {"logits": logits, "cost": torch.tensor(costs.full)}
-        write_tensors(run.folder / "answers" / f"{split}.safetensors", held, ANSWERS)
+        right = answers(network, data, split).argmax(1).numpy() == data.splits[split].labels
+        accuracy[split] = [float(right.mean())]
     return {"accuracy": accuracy, "costs": {"paid": [costs.full]}}
 
 
-def cascaded(members: list[Run], rows: ImageSplit, split: str) -> Trace:
-    """The trace of whole networks run one after another, each able to answer."""
-    paths = [run.folder / "answers" / f"{split}.safetensors" for run in members]
-    held = [read_tensors(path, **ANSWERS, make_it="run the arms that the cascade is of")[0] for path in paths]
-    costs = Costs.of(np.cumsum([float(one["cost"]) for one in held]), unit="full passes")
-    logits = torch.stack([one["logits"] for one in held], dim=1)
-    return Trace.from_logits(logits, rows.labels, costs, source=rows.source, rows=rows.rows)
+def cascaded(members: list[StagedNetwork], data: Data, split: str, costs: Costs) -> Trace:
+    """The trace of whole networks run one after another, each able to answer.
+
+    Each is a look and none is trunk of the next, so that one not looked at costs nothing.
+    """
+    held = data.splits[split]
+    logits = torch.stack([answers(member, data, split) for member in members], dim=1)
+    return Trace.from_logits(logits, held.labels, costs, source=held.source, rows=held.rows)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ TAUGHT = _share(0.0, distillation=0.7)
 
 NOW = PriceSchedule(hold=0.0, ramp=0.0)
 PRICE = 0.3
-"""Nats that the whole depth costs, in the late arms that use a price."""
+"""Nats that the whole depth costs, in the arms that use a price."""
 
 
 def _late(part: Part, price: float = 0.0) -> DepthLoss:
@@ -35,6 +35,22 @@ def _late(part: Part, price: float = 0.0) -> DepthLoss:
 
 def _added(part: Part, price: float = 0.0) -> DepthLoss:
     return DepthLoss(price, ((1.0, DeepSupervision(0.02)), (0.2, part)), NOW, TAUGHT.distillation)
+
+
+EARLY: dict[str, tuple[str, Literal["linear", "conv"], DepthLoss]] = {
+    "light-1": ("1% of the trunk's gradient to each early exit, linear heads", "linear", _share(0.01)),
+    "light-5": ("5% of the trunk's gradient to each early exit, linear heads", "linear", _share(0.05)),
+    "taught-0": ("conv heads, taught, from scratch, none of the trunk's gradient", "conv", TAUGHT),
+    "taught-2": ("conv heads, taught, from scratch, 2% to each early exit", "conv", _share(0.02, TAUGHT.distillation)),
+    "taught-5": ("conv heads, taught, from scratch, 5% to each early exit", "conv", _share(0.05, TAUGHT.distillation)),
+    "taught-10": ("conv heads, taught, from scratch, 10% to each early exit", "conv", _share(0.1, TAUGHT.distillation)),
+    "stopping": ("stopping cost alone, linear heads", "linear", DepthLoss(PRICE, ((1.0, StoppingCost()),))),
+    "envelope": ("soft envelope alone, linear heads", "linear", DepthLoss(PRICE, ((1.0, SoftEnvelope()),))),
+}
+"""Further trainings from scratch. A share is for each early exit: of eight, none can have more than 12.5%."""
+
+STATIC = (8, 14, 32, 44)
+"""Layers of the networks without exits that a user would take instead; `plain` has the study's."""
 
 
 LATE: dict[str, tuple[str, DepthLoss]] = {
@@ -85,6 +101,8 @@ ARMS: dict[str, Arm] = {
     "deep+taught": Arm("conv heads, taught, on the frozen trunk of deep", "frozen", "conv", TAUGHT, "deep"),
     **{f"late-{name}": Arm(what, "late", "conv", loss, "plain+taught") for name, (what, loss) in LATE.items()},
     "light-deep": Arm("light trained on, equal shares, linear heads", "late", loss=DEEP, start="light"),
-    "shallow": Arm("8 layers, no exits", heads="none", depth=8),
-    "cascade": Arm("shallow, then plain", "cascade", members=("shallow", "plain")),
+    **{name: Arm(what, heads=heads, loss=loss) for name, (what, heads, loss) in EARLY.items()},
+    **{f"static-{depth}": Arm(f"{depth} layers, no exits", heads="none", depth=depth) for depth in STATIC},
+    "cascade-8": Arm("static-8, then plain", "cascade", members=("static-8", "plain")),
+    "cascade-14": Arm("static-14, then plain", "cascade", members=("static-14", "plain")),
 }

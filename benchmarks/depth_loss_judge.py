@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import platform
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from depth_loss_bands import Swept, ahead
 from optdepth.stopping.certify import certified
 from optdepth.stopping.evaluate import Evaluation, evaluate
 from optdepth.stopping.finite import finite_depth
-from optdepth.stopping.frontier import BASELINES, FAMILIES
+from optdepth.stopping.frontier import BASELINES, FAMILIES, fixed_depths
 from optdepth.stopping.placement import keep, place
 from optdepth.stopping.rule import FixedDepth, Origin, Rule
 from optdepth.trace import Trace
@@ -27,22 +29,39 @@ JUDGES = ("certify", "test")
 
 
 def judge(traces: dict[str, Trace]) -> dict[str, Any]:
-    """Accuracy of every exit, the solved rule and tuned thresholds at every price, certificate, residual sizes."""
+    """Accuracy of every exit, solved rule and tuned thresholds at every price and budget, certificate, residuals."""
     fit = traces["fit"]
+    sweep, rules = zip(*(at_price(traces, price) for price in PRICES), strict=True)
     costs = {"reach": fit.costs.reach.tolist(), "probe": fit.costs.probe.tolist(), "paid": fit.costs.paid().tolist()}
     return {
         "samples": {split: len(trace) for split, trace in traces.items()},
         "unit": fit.costs.unit,
         "costs": costs,
         "accuracy": {split: (1 - trace.losses.mean(0)).tolist() for split, trace in traces.items()},
-        "sweep": [at_price(traces, price) for price in PRICES],
+        "sweep": sweep,
+        "ahead": at_budgets(traces["test"], rules),
         "certificate": certificate(traces),
         "residuals": residuals(traces["test"]),
     }
 
 
-def at_price(traces: dict[str, Trace], price: float) -> dict[str, Any]:
-    """The exits to keep at a price, chosen on the fit split, and what each method then does with them."""
+def at_budgets(test: Trace, rules: Sequence[dict[str, Evaluation]]) -> list[dict[str, Any]]:
+    """The solved rule against each kind of threshold at equal mean cost.
+
+    All rules of a sweep stand for a method, and its two ends: the first exit and the last without a look at another,
+    which every method comes to at high prices and at price 0. The exits kept differ between prices, and losses and
+    costs of the samples are comparable all the same.
+    """
+    each = fixed_depths(test)
+    swept = {}
+    for method in METHODS:
+        found = [each[0], *(rule[method] for rule in rules), each[-1]]
+        swept[method] = Swept(np.stack([one.losses for one in found]), np.stack([one.costs for one in found]))
+    return ahead(swept.pop("snell"), swept)
+
+
+def at_price(traces: dict[str, Trace], price: float) -> tuple[dict[str, Any], dict[str, Evaluation]]:
+    """What each method does with the exits that the fit split keeps at a price; and its rule on the test samples."""
     exits = place(traces["fit"], price=price).exits
     kept = traces if len(exits) == 1 else {split: keep(trace, exits) for split, trace in traces.items()}
     rows: dict[str, Any] = {}
@@ -64,7 +83,8 @@ def at_price(traces: dict[str, Trace], price: float) -> dict[str, Any]:
             }
         else:
             rows[method]["test"] |= behind(judged[method]["test"], judged["snell"]["test"], price)
-    return {"price": price, "exits": list(exits), "methods": rows}
+    test = {method: found["test"] for method, found in judged.items()}
+    return {"price": price, "exits": list(exits), "methods": rows}, test
 
 
 def summary(found: Evaluation, price: float) -> dict[str, float]:
@@ -114,15 +134,21 @@ def residuals(test: Trace) -> dict[str, Any]:
     return {"mean": sizes.mean(0).round(4).tolist(), "law": "too few depths of one shape" if law is None else str(law)}
 
 
-def provenance(run: Run) -> dict[str, Any]:
-    """What made the figures."""
-    path = run.folder / "training.json"
-    training = json.loads(path.read_text()) if path.is_file() else {}
-    seconds = [epoch["seconds"] for epoch in training.pop("epochs", [])]
-    return {
+def provenance(run: Run, before: dict[str, Any]) -> dict[str, Any]:
+    """What made the figures: what trained the arm, and what judged it where that was another time.
+
+    Args:
+        before: the figures that are there, whose word on the training is kept; empty where there are none.
+    """
+    now = {
         "command": " ".join(["python", "benchmarks/depth_loss.py", *sys.argv[1:]]),
         "commit": commit(),
         "machine": f"{processor()}, {torch.get_num_threads()} threads",
         "versions": {"python": platform.python_version(), **versions()},
-        "training": {**training, "seconds an epoch": [round(second) for second in seconds]},
     }
+    if before:
+        return {key: before[key] for key in (*now, "training")} | {"judged": now}
+    path = run.folder / "training.json"
+    training = json.loads(path.read_text()) if path.is_file() else {}
+    seconds = [epoch["seconds"] for epoch in training.pop("epochs", [])]
+    return {**now, "training": {**training, "seconds an epoch": [round(second) for second in seconds]}}

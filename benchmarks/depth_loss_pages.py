@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,24 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from depth_loss_arms import ARMS
+from depth_loss_figures import (
+    Figures,
+    Found,
+    at,
+    by_seed,
+    cost_at,
+    exits_of,
+    frontier_of,
+    last_loss,
+    lead,
+    rule,
+    solved,
+    spread,
+)
+from depth_loss_rivals import against_deep, bands, best_on_certify, statics
+from optdepth.errors import InputError
 from provenance import table_row
 
-Figures = dict[str, Any]
-Found = dict[str, list[Figures]]
-"""Figures by arm, one a seed."""
 SHOWN = (0.01, 0.0215, 0.0464, 0.1, 0.2154, 0.4642, 1.0)
 """Prices in the tables: every second one of the sweep."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#555555", "#000000", "#e69f00", "#7b3294")
@@ -28,20 +42,25 @@ def write_pages(folder: Path) -> None:
         figures = json.loads(path.read_text())
         found.setdefault(figures["arm"], []).append(figures)
     found = {arm: runs for arm, runs in found.items() if runs}
-    tables = [accuracies(found), costs_needed(found), values(found), thresholds(found), depths(found), trained(found)]
-    (folder / "tables.md").write_text("\n".join(line for table in tables for line in table))
+    if not found:
+        raise InputError(f"no figures in {folder}; train an arm first, or give --out")
+    tables = [notice, accuracies, costs_needed, against_deep, best_on_certify, statics, values, thresholds, bands]
+    tables += [depths, trained]
+    (folder / "tables.md").write_text("\n".join(line for table in tables for line in table(found)))
     picture(found, folder / "frontier.svg", frontier_of, "mean cost of the solved rule, full passes")
     picture(found, folder / "exits.svg", exits_of, "cost of one exit alone, full passes")
 
 
-def solved(found: Found) -> Found:
-    """The arms that leave something to stop."""
-    return {arm: runs for arm, runs in found.items() if "sweep" in runs[0]}
+def notice(found: Found) -> list[str]:
+    """What a screening is not."""
+    if all(run.get("study") != "screen" for runs in found.values() for run in runs):
+        return []
+    return ["A screening: few epochs, to choose what is worth training in full. These are not the study's figures.", ""]
 
 
 def accuracies(found: Found) -> list[str]:
     """Accuracy of every exit, alone, on the test split."""
-    deepest = max((len(runs[0]["accuracy"]["test"]) for runs in found.values()), default=1)
+    deepest = max(len(runs[0]["accuracy"]["test"]) for runs in found.values())
     early = deepest - 1
     lines = ["## Accuracy of each exit on the test split, %", "", table_row(["arm", *map(str, range(early)), "last"])]
     lines.append(rule(deepest))
@@ -62,8 +81,8 @@ def costs_needed(found: Found) -> list[str]:
         table_row(head),
     ]
     lines.append(rule(len(head) - 1))
-    reference = {run["seed"]: 1 - run["accuracy"]["test"][-1] for run in found.get("plain", [])}
-    deep = {run["seed"]: run for run in found.get("deep", [])}
+    reference = {seed: last_loss(run) for seed, run in by_seed(found, "plain").items()}
+    deep = by_seed(found, "deep")
     for arm, runs in solved(found).items():
         runs = [run for run in runs if run["seed"] in reference]
         if not runs:
@@ -138,85 +157,35 @@ def depths(found: Found) -> list[str]:
 
 def trained(found: Found) -> list[str]:
     """What each arm is and what made it."""
-    lines = ["## The arms", "", table_row(["arm", "what", "seeds", "epochs", "commit", "machine", "torch"])]
-    lines.append(table_row(["---"] * 7))
+    lines = [
+        "## The arms",
+        "",
+        table_row(["arm", "what", "seeds", "epochs", "commit", "judged at", "machine", "torch"]),
+    ]
+    lines.append(table_row(["---"] * 8))
     for arm, runs in found.items():
         settings = runs[0]["training"].get("settings", {})
         seeds = " ".join(str(run["seed"]) for run in runs)
-        made = [runs[0]["commit"], runs[0]["machine"], runs[0]["versions"]["torch"]]
+        judged = runs[0].get("judged", runs[0])["commit"]
+        made = [runs[0]["commit"], judged, runs[0]["machine"], runs[0]["versions"]["torch"]]
         lines.append(table_row([arm, runs[0]["what"], seeds, str(settings.get("epochs", "-")), *made]))
     return [*lines, ""]
 
 
-def at(run: Figures, price: float) -> Figures:
-    """The figures of the price of the sweep that is nearest."""
-    return min(run["sweep"], key=lambda found: abs(np.log(found["price"] / price)))
-
-
-def frontier_of(run: Figures) -> tuple[np.ndarray, np.ndarray]:
-    """Mean costs, ascending, and losses that fall: the solved rule over the sweep, on the test split.
-
-    The last point is the whole network without a look at any other exit, which is the rule at price 0.
-    """
-    costs, losses = exits_of(run)
-    if "sweep" not in run:
-        return costs, losses
-    points = [found["methods"]["snell"]["test"] for found in run["sweep"]]
-    ordered = sorted([*((point["cost"], point["loss"]) for point in points), (costs[-1], losses[-1])])
-    kept = [pair for i, pair in enumerate(ordered) if pair[1] < min((loss for _, loss in ordered[:i]), default=2)]
-    costs, losses = np.array(kept).T
-    return costs, losses
-
-
-def exits_of(run: Figures) -> tuple[np.ndarray, np.ndarray]:
-    """Cost of stopping every sample at one exit, without a look at the others, and its loss on the test split."""
-    costs = run["costs"]
-    alone = costs["paid"] if "reach" not in costs else np.add(costs["reach"], costs["probe"])
-    return np.asarray(alone), 1 - np.asarray(run["accuracy"]["test"])
-
-
-def cost_at(run: Figures, loss: float) -> float:
-    """The least mean cost at which the solved rule loses no more; nan where it always does."""
-    costs, losses = frontier_of(run)
-    return float(np.interp(loss, losses[::-1], costs[::-1], left=np.nan, right=costs[0]))
-
-
-def lead(run: Figures, other: Figures) -> float:
-    """Accuracy above another's at equal mean cost: the mean over costs from 0.2 to 1."""
-    grid = np.linspace(0.2, 1, 81)
-    mine, theirs = (np.interp(grid, *frontier_of(one)) for one in (run, other))
-    return float((theirs - mine).mean())
-
-
 def picture(found: Found, path: Path, curve: Callable[[Figures], Any], label: str) -> None:
     """Accuracy against cost, a line an arm, a dot a network without exits; means over seeds are not drawn."""
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for (arm, runs), colour in zip(found.items(), COLOURS * 3, strict=False):
+    figure, axes = plt.subplots(figsize=(8, 6), layout="constrained")
+    for (arm, runs), (dash, colour) in zip(found.items(), cycle(product(("-", "--", ":"), COLOURS)), strict=False):
         for i, run in enumerate(runs):
             costs, losses = curve(run)
             style = {"color": colour, "label": arm if i == 0 else None}
             if len(costs) == 1:
                 axes.scatter(costs, 100 * (1 - losses), marker="*", s=110, zorder=4, **style)
             else:
-                axes.plot(costs, 100 * (1 - losses), marker="o", markersize=3, linewidth=1.5, **style)
+                axes.plot(costs, 100 * (1 - losses), marker="o", markersize=3, linewidth=1.5, linestyle=dash, **style)
     axes.set(xlabel=label, ylabel="right answers, % of the test split")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="lower right", fontsize=8, ncols=2)
     figure.savefig(path)
     plt.close(figure)
-
-
-def spread(numbers: Any, digits: int) -> str:
-    """Mean, and half the range where there are several; a dash where there is none."""
-    held = np.asarray(numbers, dtype=float)
-    if len(held) == 0:
-        return "-"
-    if np.isnan(held).any():
-        return "not reached"
-    text = f"{held.mean():.{digits}f}"
-    return text if len(held) == 1 else f"{text} ± {np.ptp(held) / 2:.{digits}f}"
-
-
-def rule(numbers: int) -> str:
-    return table_row(["---", *["---:"] * numbers])

@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from optdepth.errors import InputError
 from optdepth.networks import load_network
+from optdepth.training.depth_loss import Seen
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -24,10 +26,10 @@ def study(monkeypatch: pytest.MonkeyPatch):
 def test_the_study_judges_arms_and_resumes(study, tmp_path: Path) -> None:
     runs, out = tmp_path / "runs", tmp_path / "out"
     given = ["--short", "--runs", str(runs), "--out", str(out)]
-    study.main([*given, "--arms", "plain+taught,cascade"])
+    study.main([*given, "--arms", "plain+taught,cascade-8"])
     folder = out / "digits-short"
     files = {path.name: path.read_bytes() for path in folder.glob("*.json")}
-    assert set(files) == {"plain-0.json", "plain+taught-0.json", "shallow-0.json", "cascade-0.json"}
+    assert set(files) == {"plain-0.json", "plain+taught-0.json", "static-8-0.json", "cascade-8-0.json"}
     plain, taught = (json.loads(files[f"{arm}-0.json"]) for arm in ("plain", "plain+taught"))
     # A frozen trunk leaves the last exit as it was, to the bit; early exits and costs are there to judge.
     assert taught["accuracy"]["test"][-1] == plain["accuracy"]["test"][-1]
@@ -39,14 +41,49 @@ def test_the_study_judges_arms_and_resumes(study, tmp_path: Path) -> None:
         test = found["methods"]["snell"]["test"]
         assert test["value"] == pytest.approx(test["loss"] + found["price"] * test["cost"])
         assert sum(test["shares"]) == pytest.approx(1, abs=1e-3)
+    # A member of a cascade that is not looked at costs nothing: the last one alone is the plain network.
+    cascade = json.loads(files["cascade-8-0.json"])
+    assert cascade["costs"]["reach"][-1] + cascade["costs"]["probe"][-1] == pytest.approx(1)
     (folder / "plain+taught-0.json").unlink()
     study.main([*given, "--arms", "plain+taught"])
     again = json.loads((folder / "plain+taught-0.json").read_text())
     assert again["sweep"] == taught["sweep"]
     assert (folder / "plain-0.json").read_bytes() == files["plain-0.json"]
+    judged_again_without_training(study, given, folder, runs / "digits-short")
     tables = (folder / "tables.md").read_text()
     assert "| plain+taught |" in tables
     assert {path.name for path in folder.glob("*.svg")} == {"frontier.svg", "exits.svg"}
+
+
+def judged_again_without_training(study, given: list[str], folder: Path, runs: Path) -> None:
+    """Damaged traces are recorded anew, the word on the training stays, figures without weights are left alone."""
+    path = folder / "plain+taught-0.json"
+    before = json.loads(path.read_text())
+    path.write_text(json.dumps({**before, "commit": "trained", "ahead": []}))
+    (folder / "static-8-0.json").write_text((folder / "static-8-0.json").read_text() + "\n")
+    untouched = (folder / "static-8-0.json").read_bytes()
+    (runs / "static-8-0" / "training.json").unlink()
+    trace = runs / "plain+taught-0" / "traces" / "fit.safetensors"
+    recorded = trace.read_bytes()
+    trace.write_bytes(b"of another version")
+    trained = (runs / "plain+taught-0" / "network" / "weights.safetensors").stat().st_mtime_ns
+    study.main([*given, "--judge"])
+    after = json.loads(path.read_text())
+    assert (after["commit"], after["judged"]["commit"]) == ("trained", before["commit"])
+    assert {key: after[key] for key in before} == {**before, "commit": "trained"}
+    assert trace.read_bytes() == recorded
+    assert (runs / "plain+taught-0" / "network" / "weights.safetensors").stat().st_mtime_ns == trained
+    assert (folder / "static-8-0.json").read_bytes() == untouched
+
+
+def test_a_screening_is_kept_apart(study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+    monkeypatch.setattr(study, "finish", lambda of, arm, seed: begun.append((of, arm, seed)))
+    monkeypatch.setattr(study, "write_pages", lambda folder: None)
+    study.main(["--screen", "--data", "some/where", "--arms", "light", "--seeds", "3", "--out", str(tmp_path)])
+    ((of, arm, seed),) = begun
+    assert (arm, seed, of.epochs) == ("light", 3, (4, 1, 1))
+    assert of.figures(arm, seed) == tmp_path / "where-screen" / "light-3.json"
 
 
 def test_an_unknown_arm(study, tmp_path: Path) -> None:
@@ -54,7 +91,78 @@ def test_an_unknown_arm(study, tmp_path: Path) -> None:
         study.main(["--short", "--out", str(tmp_path), "--arms", "best"])
 
 
+@pytest.mark.parametrize(("option", "missing"), [("--pages", "no figures in"), ("--judge", "no weights of light in")])
+def test_nothing_to_work_on(study, tmp_path: Path, option: str, missing: str) -> None:
+    with pytest.raises(InputError, match=missing):
+        study.main(["--short", option, "--arms", "light", "--out", str(tmp_path), "--runs", str(tmp_path)])
+
+
 def test_every_arm_starts_from_arms_that_are_there(study) -> None:
     for arm in study.ARMS.values():
         assert set(arm.needs) <= set(study.ARMS)
         assert (arm.kind == "cascade") == bool(arm.members)
+
+
+def test_every_arm_has_a_loss_for_nine_exits(study) -> None:
+    seen = Seen(
+        losses=torch.rand(4, 9, generator=torch.Generator().manual_seed(0)),
+        costs=torch.linspace(0.1, 1, 9),
+        price=0.3,
+        halting=torch.full((4, 9), 0.5),
+        residuals=(torch.ones(4),) * 9,
+    )
+    for arm in study.ARMS.values():
+        assert torch.isfinite(arm.loss(seen)).all()
+
+
+@pytest.fixture
+def made_up(study):
+    """Rules of a sweep on 400 made-up samples: the more they spend, the less they lose."""
+    from depth_loss_bands import Swept
+
+    random = np.random.default_rng(0)
+    mean = np.array([0.7, 0.5, 0.35, 0.3])
+    costs = np.clip(np.array([[0.1], [0.4], [0.7], [1.0]]) + 0.05 * random.standard_normal((4, 400)), 0, 1)
+    return Swept((random.random((4, 400)) < mean[:, None]).astype(float), costs)
+
+
+def test_bands_of_equal_rules_contain_zero_and_of_better_ones_do_not(made_up) -> None:
+    from depth_loss_bands import Swept, ahead
+
+    random = np.random.default_rng(1)
+    alike = Swept(random.permuted(made_up.losses, axis=1), made_up.costs)
+    better = Swept(made_up.losses - 0.1, made_up.costs)
+    rivals = {"equal": made_up, "alike": alike, "worse": Swept(made_up.losses + 0.02, made_up.costs)}
+    for row in ahead(made_up, rivals):
+        assert row["ahead"]["equal"] == [0, 0, 0]
+        _, low, high = row["ahead"]["alike"]
+        assert low <= 0 <= high
+        assert row["best"] in ("equal", "alike")
+    for row in ahead(better, rivals):
+        lead, low, high = row["ahead"]["equal"]
+        assert (lead, low, high) == pytest.approx((0.1, 0.1, 0.1), abs=2e-5)
+    for row in ahead(made_up, {"better": better}):
+        assert row["ahead"]["better"][2] < 0
+
+
+def test_bands_are_seeded_and_keep_to_what_is_reached(made_up) -> None:
+    from depth_loss_bands import Swept, ahead
+
+    random = np.random.default_rng(2)
+    rival = {"rival": Swept(random.permuted(made_up.losses, axis=1), made_up.costs)}
+    first = ahead(made_up, rival, seed=5)
+    assert first == ahead(made_up, rival, seed=5)
+    assert first != ahead(made_up, rival, seed=6)
+    # The lead itself is on the samples, whatever is drawn.
+    leads = [[row["ahead"]["rival"][0] for row in ahead(made_up, rival, seed=seed)] for seed in (5, 6)]
+    assert leads[0] == leads[1]
+    dear = Swept(made_up.losses[1:], made_up.costs[1:])
+    assert [row["budget"] for row in ahead(dear, rival)] == [0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+
+
+def test_a_frontier_leaves_out_what_a_cheaper_rule_betters(study) -> None:
+    from depth_loss_bands import falling
+
+    costs, losses = falling(np.array([0.9, 0.2, 0.5, 0.5, 0.7]), np.array([0.1, 0.6, 0.4, 0.3, 0.35]))
+    assert costs.tolist() == [0.2, 0.5, 0.9]
+    assert losses.tolist() == [0.6, 0.3, 0.1]
