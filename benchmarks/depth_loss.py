@@ -19,7 +19,7 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ class Study:
     depth: int
     width: int
     epochs: tuple[int, int, int]
-    precision: str
+    precision: Literal["fp32", "bf16"]
     runs: Path
     out: Path
 
@@ -206,7 +206,7 @@ def example(data: Data) -> Tensor:
 def costs_of(study: Study, network: StagedNetwork, seed: int) -> Costs:
     """What the exits of a network cost, in full passes of the study's network without exits: the unit of all prices."""
     data = study.load(seed)
-    size = {"classes": len(data.classes), "channels": data.channels, "width": study.width}
+    size: dict[str, Any] = {"classes": len(data.classes), "channels": data.channels, "width": study.width}
     unit = flops(resnet(study.depth, **size, exits="last", seed=0), example(data)).full
     own = flops(network, example(data))
     return Costs(own.reach / unit, own.probe / unit, own.answer / unit, f"full passes of {unit:.4g} FLOPs")

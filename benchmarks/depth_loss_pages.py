@@ -173,12 +173,17 @@ def trained(found: Found) -> list[str]:
 
 
 def picture(found: Found, path: Path, curve: Callable[[Figures], Any], label: str) -> None:
-    """Accuracy against cost, a line an arm, a dot a network without exits; means over seeds are not drawn."""
-    figure, axes = plt.subplots(figsize=(8, 6), layout="constrained")
+    """Accuracy against cost, a line an arm, a star a network without exits unless it costs more than `plain`.
+
+    Seeds are drawn one by one.
+    """
+    figure, axes = plt.subplots(figsize=(10, 5), layout="constrained")
     for (arm, runs), (dash, colour) in zip(found.items(), cycle(product(("-", "--", ":"), COLOURS)), strict=False):
         for i, run in enumerate(runs):
             costs, losses = curve(run)
             style = {"color": colour, "label": arm if i == 0 else None}
+            if "sweep" not in run and costs[-1] > 1:
+                continue
             if len(costs) == 1:
                 axes.scatter(costs, 100 * (1 - losses), marker="*", s=110, zorder=4, **style)
             else:
@@ -186,6 +191,6 @@ def picture(found: Found, path: Path, curve: Callable[[Figures], Any], label: st
     axes.set(xlabel=label, ylabel="right answers, % of the test split")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right", fontsize=8, ncols=2)
+    figure.legend(frameon=False, loc="outside right upper", fontsize=8)
     figure.savefig(path)
     plt.close(figure)
