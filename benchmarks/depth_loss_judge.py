@@ -22,8 +22,8 @@ from optdepth.trace import Trace
 from optdepth.workflow import Run, versions
 from provenance import commit, processor
 
-PRICES = tuple(np.geomspace(0.01, 1.0, 13).round(4).tolist())
-"""Loss that one full pass is worth."""
+PRICES = (0.001, 0.0032, *np.geomspace(0.01, 1.0, 13).round(4).tolist())
+"""Loss that one full pass is worth. The two lowest fill the frontier up to the cost of the whole network."""
 METHODS = ("snell", *BASELINES)
 JUDGES = ("certify", "test")
 
