@@ -36,7 +36,7 @@ def test_the_study_judges_arms_and_resumes(study, tmp_path: Path) -> None:
     assert taught["costs"]["reach"][-1] + taught["costs"]["probe"][-1] == pytest.approx(1)
     kept = load_network(runs / "digits-short" / "plain+taught-0" / "network")
     assert kept.heads[0].look is not None
-    assert len(taught["sweep"]) == 13
+    assert len(taught["sweep"]) == 15
     for found in taught["sweep"]:
         test = found["methods"]["snell"]["test"]
         assert test["value"] == pytest.approx(test["loss"] + found["price"] * test["cost"])
