@@ -4,9 +4,10 @@
     python benchmarks/engine.py --data ../shared/data/cifar10 --soak 600
 
 Takes the networks that `benchmarks/spine.py` and `benchmarks/minilm.py` train, and one with conv heads, or trains them.
-Rules are solved on the fit split at costs measured at each batch size; times are of samples of the test split. `--soak
-SECONDS` runs the streaming engine instead. Writes a table and its figures to `benchmarks/engine/`; `--pages` only
-writes the table of the figures that are there.
+Rules are solved on the fit split at costs measured at each batch size; times are of samples of the test split. The
+rival `earlyon` takes part where it is installed (pip install --no-deps earlyon==0.3.0); MiniLM needs what `minilm.py`
+says. `--soak SECONDS` runs the streaming engine instead. Writes a table and its figures to `benchmarks/engine/`;
+`--pages` only writes the table of the figures that are there.
 """
 
 from __future__ import annotations
