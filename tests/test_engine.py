@@ -352,6 +352,7 @@ def test_compiled_stages_are_whole_graphs_and_are_not_compiled_again(setting: Se
     plain = Engine(setting.network, rule)
     for size in (1, 2, 5, 8, 13, 32, 70):
         same(engine(setting.inputs[200 : 200 + size]), plain(setting.inputs[200 : 200 + size]))
+    assert (engine(setting.inputs[200:232], deadline=0.0).exit == 0).all()
     assert not counters["graph_break"]
     assert counters["stats"].get("unique_graphs", 0) == 0
 

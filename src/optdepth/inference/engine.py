@@ -109,7 +109,8 @@ class Engine:
             price: of the rule to use, where the engine has several; the first when not given.
             deadline: milliseconds from now. Samples that have not stopped when going on would pass it are answered by
                 the exit they have reached alone: one stage may run beyond it without `timings`, none with them as they
-                were measured. Exits then depend on the clock. The first exit is always reached.
+                were measured. Exits then depend on the clock. The first exit is always reached. Compiled code can halt
+                only where the rule looks.
 
         Raises:
             InputError: no samples, NaN or infinity, or a price that no rule was solved at.
@@ -162,7 +163,7 @@ class Engine:
             state, answer, seen, past = leg.one(state, seen, past)
             if answer is not None:
                 return answer, leg.exit
-            if end is not None and self._late(leg.exit, state, end):
+            if end is not None and self._late(leg.exit, plan, state, end):
                 return self.network.answer(state, leg.exit), leg.exit
         raise AssertionError("every sample stops at the last leg")
 
@@ -192,7 +193,7 @@ class Engine:
                         state = select(state, index)
                         if seen or past:
                             seen, past = select((seen, past), index)
-            if end is not None and self._late(leg.exit, state, end):
+            if end is not None and self._late(leg.exit, plan, state, end):
                 flight.settle_rest(leg.exit, self.network.answer(state, leg.exit))
                 return flight
         raise AssertionError("every sample stops at the last leg")
@@ -223,10 +224,10 @@ class Engine:
     def _pays(self, k: int, plan: Plan, rows: int, room: int) -> bool:
         return self.timings is None or self.timings.pays(k, plan.next_look[k], rows, room)
 
-    def _late(self, k: int, state: State, end: float) -> bool:
-        """Whether the next stage would end after the deadline, as far as that is known."""
-        rows = hidden(state)
-        needed = 0.0 if self.timings is None else self.timings.stage(k + 1, len(rows))
+    def _late(self, k: int, plan: Plan, state: State, end: float) -> bool:
+        """Whether what runs up to the next halt would end after the deadline, as far as that is known."""
+        rows, ahead = hidden(state), range(k + 1, plan.next_halt[k] + 1)
+        needed = 0.0 if self.timings is None else sum(self.timings.stage(j, len(rows)) for j in ahead)
         return now(rows.device) + needed / 1e3 >= end
 
 
@@ -247,6 +248,7 @@ class Plan:
         self._table = torch.tensor(self.paid, dtype=torch.float64, device=device)
         last = len(costs) - 1
         self.next_look = [next((j for j in range(k + 1, last) if self.looks[j]), last) for k in range(last)]
+        self.next_halt = list(range(1, last + 1)) if sizes is None else self.next_look
 
     def alike(self, logits: Tensor, exit: int) -> Answer:
         """Answers that all come from one exit."""
