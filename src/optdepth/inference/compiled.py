@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..networks.staged import Inputs, State
 from ..observe import Memory
-from .legs import Leg, Passed
+from .legs import Leg, Outcome
 
 
 class CompiledLeg:
@@ -22,9 +22,9 @@ class CompiledLeg:
         self.exit, self.looks, self.last = leg.exit, leg.looks, leg.last
         self._run = torch.compile(leg, **options)
 
-    def __call__(self, given: Inputs | State, seen: Memory, past: Memory) -> Passed:
+    def __call__(self, given: Inputs | State, seen: Memory, past: Memory) -> Outcome:
         """`Leg.forward`."""
-        found: Passed = self._run(given, seen, past)
+        found: Outcome = self._run(given, seen, past)
         return found
 
     def one(self, given: Inputs | State, seen: Memory, past: Memory) -> tuple[State, Tensor | None, Memory, Memory]:

@@ -14,7 +14,7 @@ from ..recall import Recall
 from ..stopping.rule import FixedDepth, Rule
 from .look import Look
 
-Passed = tuple[State, Float[Tensor, "n C"] | None, Bool[Tensor, " n"] | None, Memory, Memory]
+Outcome = tuple[State, Float[Tensor, "n C"] | None, Bool[Tensor, " n"] | None, Memory, Memory]
 """What comes out of a leg: the state; the answers at its exit, None where it does not look; who stops there, None where
 none or all do; what the observer and what later answers remember."""
 
@@ -53,7 +53,7 @@ class Leg(nn.Module):
         logits: Tensor = self._heads[0](state)
         return logits
 
-    def forward(self, given: Inputs | State, seen: Memory, past: Memory) -> Passed:
+    def forward(self, given: Inputs | State, seen: Memory, past: Memory) -> Outcome:
         """The whole leg, for a batch."""
         before, state = self.advance(given)
         if not (self.looks or self.last):
