@@ -20,6 +20,10 @@ def _share(early: float, distillation: float = 0.0) -> DepthLoss:
     return DepthLoss(parts=((1.0, DeepSupervision(early)),), distillation=distillation)
 
 
+def _balanced(early: float | Literal["equal"], distillation: float = 0.0) -> DepthLoss:
+    return DepthLoss(parts=((1.0, DeepSupervision(early)),), distillation=distillation, balanced=True)
+
+
 LAST, DEEP, LIGHT = _share(0.0), DepthLoss(parts=((1.0, DeepSupervision("equal")),)), _share(0.02)
 TAUGHT = _share(0.0, distillation=0.7)
 """The last exit alone shapes the trunk, and teaches the early heads."""
@@ -41,9 +45,10 @@ EARLY: dict[str, tuple[str, Literal["linear", "conv"], DepthLoss]] = {
     "light-1": ("1% of the trunk's gradient to each early exit, linear heads", "linear", _share(0.01)),
     "light-5": ("5% of the trunk's gradient to each early exit, linear heads", "linear", _share(0.05)),
     "taught-0": ("conv heads, taught, from scratch, none of the trunk's gradient", "conv", TAUGHT),
-    "taught-2": ("conv heads, taught, from scratch, 2% to each early exit", "conv", _share(0.02, TAUGHT.distillation)),
-    "taught-5": ("conv heads, taught, from scratch, 5% to each early exit", "conv", _share(0.05, TAUGHT.distillation)),
-    "taught-10": ("conv heads, taught, from scratch, 10% to each early exit", "conv", _share(0.1, TAUGHT.distillation)),
+    "taught-2": ("conv heads, taught, balanced, 2% to each early exit", "conv", _balanced(0.02, TAUGHT.distillation)),
+    "taught-5": ("conv heads, taught, balanced, 5% to each early exit", "conv", _balanced(0.05, TAUGHT.distillation)),
+    "taught-even": ("conv heads, taught, balanced, equal shares", "conv", _balanced("equal", TAUGHT.distillation)),
+    "even": ("balanced deep supervision, linear heads", "linear", _balanced("equal")),
     "stopping": ("stopping cost alone, linear heads", "linear", DepthLoss(PRICE, ((1.0, StoppingCost()),))),
     "envelope": ("soft envelope alone, linear heads", "linear", DepthLoss(PRICE, ((1.0, SoftEnvelope()),))),
 }

@@ -23,7 +23,7 @@ from optdepth.training.depth_loss import (
     StoppingCost,
     depth_loss,
 )
-from optdepth.training.objective import HaltingHead, Objective
+from optdepth.training.objective import HaltingHead, Objective, balance
 
 COSTS = torch.tensor([0.25, 0.5, 1.0])
 
@@ -213,6 +213,41 @@ def test_trunk_gets_weighted_gradients_and_heads_full_ones(loss: DepthLoss) -> N
     for name, gradient in got.items():
         expected = trunk[name] if is_trunk(name) else heads[name]
         assert torch.allclose(gradient, expected, atol=1e-6, rtol=1e-4), name
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [((1.0, DeepSupervision()),), ((0.7, StoppingCost()), (0.5, DeepSupervision(0.1))), ((1.0, SoftEnvelope(0.5)),)],
+)
+def test_balanced_raises_every_stage_to_the_weight_of_the_first(parts) -> None:
+    """Stage j gets the gradient of J over the share of the weights that the exits from j on hold; heads as before."""
+    by_balance = {}
+    for balanced in (False, True):
+        model = objective(DepthLoss(0.5 if len(parts) > 1 else 0.0, parts, balanced=balanced))
+        by_balance[balanced] = gradients(model, model(IMAGES, LABELS, 0.5)[0])
+    every = cross_entropies(model).detach()
+    halting = model.halting([a.detach() for a in model.network(IMAGES)]).detach() if model.halting else None
+    held = weights(model.loss, Seen(every, model.costs, 0.5, halting))
+    totals = held.mean(0).flip(0).cumsum(0).flip(0)
+    for name, gradient in by_balance[True].items():
+        stage = int(name.split(".")[1]) if name.startswith("stages") else 0
+        factor = totals[0] / totals[stage] if is_trunk(name) else 1.0
+        assert torch.allclose(gradient, factor * by_balance[False][name], atol=1e-6, rtol=1e-4), name
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 9), st.integers(0, 1000), st.integers(0, 3))
+def test_balance_gives_each_stage_the_same_total(exits: int, seed: int, silent: int) -> None:
+    """Followed backwards as autograd does; stages behind the last exit with any weight get nothing."""
+    held = torch.rand(5, exits, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    heard = max(exits - silent, 1)
+    held[:, heard:] = 0
+    raised, handed = balance(held)
+    coming = torch.zeros((), dtype=torch.float64)
+    for k in reversed(range(exits)):
+        coming = coming + (held[:, k] * raised[k]).mean()
+        assert coming == pytest.approx(held.sum(1).mean().item() if k < heard else 0.0)
+        coming = coming * handed[k]
 
 
 def test_last_exit_trains_the_network_without_exits() -> None:

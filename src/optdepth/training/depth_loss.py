@@ -6,8 +6,10 @@ with C_K = 1, λ the price, h (n, K) halting probabilities. A part is a loss J(L
 - every head is trained in full, on the mean of its own L_k over all samples;
 - the trunk receives w_k = ∂J/∂L_k per sample: a gate between trunk and head k passes the features on
   unchanged, and multiplies the gradient that comes back by w_k;
+- a loss that is `balanced` lets no stage starve: the gradient that comes back through stage k is raised to the
+  same total at every depth, that of the first stage. It is then the gradient of J given that stage k is reached;
 - the halting head receives ∂J/∂h, with L and its own observations held fixed;
-- what J asks of the states themselves (residual sizes) reaches the trunk directly.
+- what J asks of the states themselves (residual sizes) reaches the trunk without a head.
 
 So a part that weighs the last exit alone trains the network without exits, with probes on its states.
 """
@@ -204,6 +206,11 @@ class DepthLoss:
         distillation: share, in [0, 1), of the last exit's own answer in what the early exits learn: L_k, k < K, is then
             (1 - share) x cross-entropy with the label + share x divergence from the last exit's probabilities, which
             are held fixed (Phuong and Lampert 2019, "Distillation-based training for multi-exit architectures").
+        balanced: whether every stage of the trunk receives gradient of the same total weight. The weights w_k = ∂J/∂L_k
+            say how much of the first stage's gradient each exit gives; a later stage hears the later exits alone, so
+            of J itself it gets less the fewer they are. For equal shares this is the gradient equilibrium of Li et al.
+            2019, arXiv:1908.06294; for a stopping cost, the recursion of the envelope: each stage is trained on what
+            those who get there have still to pay.
 
     Raises:
         InputError: a price that is negative or that no part uses, no part, a weight that is not positive, or a share
@@ -214,6 +221,7 @@ class DepthLoss:
     parts: tuple[tuple[float, Part], ...] = ((1.0, DeepSupervision("priced")),)
     schedule: PriceSchedule = PriceSchedule()
     distillation: float = 0.0
+    balanced: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.distillation < 1:

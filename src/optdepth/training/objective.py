@@ -65,15 +65,21 @@ class Objective(nn.Module):
 
     def forward(self, inputs: Inputs, targets: Tensor, price: float) -> tuple[Float[Tensor, ""], Float[Tensor, "n K"]]:
         """The loss, and the detached losses of the task at the exits."""
-        gates = torch.ones(len(self.network.exits), len(targets), device=targets.device)
-        logits, residuals = self._run(inputs, gates)
+        exits = len(self.network.exits)
+        gates, onward = torch.ones(exits, len(targets), device=targets.device), torch.ones(exits, device=targets.device)
+        logits, residuals = self._run(inputs, gates, onward)
         plain = torch.stack([losses_of(self.task, answer, targets) for answer in logits], 1)
         losses = self._distilled(plain, logits) if self.loss.distillation > 0 else plain
         fixed = losses.detach().requires_grad_()
         halting = None if self.halting is None else self.halting([answer.detach() for answer in logits])
         asked = self.loss(Seen(fixed, self.costs, price, halting, residuals))
         (weights,) = torch.autograd.grad(asked.sum(), fixed, retain_graph=True, materialize_grads=True)
-        gates.copy_(weights.T)
+        if self.loss.balanced:
+            raised, handed = balance(weights)
+            gates.copy_((weights * raised).T)
+            onward.copy_(handed)
+        else:
+            gates.copy_(weights.T)
         heads = losses[:, :-1] if self.frozen else losses
         # Backward through `asked` ends at `fixed`, the halting head and the residuals: the gates do the rest.
         return heads.mean(0).sum() + asked.mean(), plain.detach()
@@ -96,21 +102,42 @@ class Objective(nn.Module):
         return self
 
     def _run(
-        self, inputs: Inputs, gates: Float[Tensor, "K n"]
+        self, inputs: Inputs, gates: Float[Tensor, "K n"], onward: Float[Tensor, " K"]
     ) -> tuple[list[Float[Tensor, "n classes"]], tuple[Float[Tensor, " n"] | None, ...]]:
-        """Logits of all exits, their heads behind gates, and the residual sizes if a part needs them."""
+        """Logits of all exits, heads and later stages behind gates, and the residual sizes if a part needs them."""
         logits: list[Tensor] = []
         residuals: list[Tensor | None] = []
         with torch.set_grad_enabled(not self.frozen):
             state = self.network.start(inputs)
         for k, gate in enumerate(gates):
             with torch.set_grad_enabled(not self.frozen):
-                before, state = state, self.network.advance(state, k)
+                before = _gated(state, onward[k : k + 1]) if self.loss.balanced and not self.frozen else state
+                state = self.network.advance(before, k)
                 if "residuals" in self.loss.needs:
                     same = hidden(before).shape == hidden(state).shape
                     residuals.append(residual_size(before, state) if same else None)
             logits.append(self.network.answer(_gated(state, gate), k))
         return logits, tuple(residuals)
+
+
+def balance(weights: Float[Tensor, "n K"]) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:
+    """What makes every stage receive as much as the first, in all, from the exits behind it.
+
+    With A_k the mean over the batch of Σ_{j>=k} w_j, stage k gets Σ_{j>=k} w_j / A_k, times A_1: the gradient of what
+    is to be paid *given that stage k is reached*, as the backward recursion of the Snell envelope has it. Without this
+    the last stage of nine that share evenly gets a ninth of it, under the same weight decay.
+
+    Args:
+        weights: w = ∂J/∂L, none below 0.
+
+    Returns:
+        By exit, the factor A_1 / A_k of its own weights; by stage, what the gradient that leaves it towards the inputs
+        is multiplied by, A_k / A_{k-1}. Both are 0 behind the last exit that has any weight.
+    """
+    left = weights.flip(1).cumsum(1).flip(1).mean(0)
+    raised = torch.where(left > 0, left[0] / left, 0.0)
+    handed = torch.cat([torch.ones_like(left[:1]), torch.where(left[:-1] > 0, left[1:] / left[:-1], 0.0)])
+    return raised, handed
 
 
 class HaltingHead(nn.Module):
