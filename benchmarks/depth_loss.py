@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -35,6 +36,7 @@ from optdepth.networks import StagedNetwork, resnet, transplant
 from optdepth.record import record
 from optdepth.trace import Costs, Trace
 from optdepth.training import train
+from optdepth.training.loop import NETWORK, RECORD
 from optdepth.workflow import SPLITS, Run
 
 _load = cache(lambda name, seed: load_data(name, seed=seed))
@@ -133,7 +135,7 @@ def finish(study: Study, name: str, seed: int) -> None:
 
 def with_weights(study: Study, wanted: list[str], seeds: list[int] | None) -> list[tuple[str, int]]:
     """Arms that are trained, and cascades whose members are, each with its seed; all seeds there by default."""
-    names = {path.parent.name for path in study.runs.glob("*/training.json")}
+    names = {path.parent.name for path in study.runs.glob(f"*/{RECORD}")}
     there = {(arm, int(seed)) for arm, _, seed in (name.rpartition("-") for name in names) if seed.isdigit()}
     every = sorted({seed for _, seed in there}) if seeds is None else seeds
     found = [
@@ -168,7 +170,7 @@ def judged(study: Study, name: str, seed: int) -> dict[str, Any]:
 
 def trained(study: Study, arm: Arm, run: Run, seed: int) -> None:
     """Trains the arm, or goes on with it; a finished run is left as it is."""
-    if (run.folder / "training.json").is_file():
+    if (run.folder / RECORD).is_file():
         return
     data = study.load(seed)
     network = resnet(
@@ -180,9 +182,13 @@ def trained(study: Study, arm: Arm, run: Run, seed: int) -> None:
         heads="conv" if arm.heads == "conv" else "linear",
         seed=seed,
     )
-    costs = flops(network, example(data)).relative().paid().tolist()
     if arm.start:
         transplant(network, study.run(arm.start, seed).network())
+    if arm.kind == "trunk":
+        network.save(run.folder / NETWORK)
+        shutil.copy(study.run(arm.start, seed).folder / RECORD, run.folder / RECORD)
+        return
+    costs = flops(network, example(data)).relative().paid().tolist()
     train(
         network,
         data,
@@ -241,8 +247,8 @@ def alone(network: StagedNetwork, data: Data, costs: Costs) -> dict[str, Any]:
     """Accuracy and cost of a network with one exit."""
     accuracy = {}
     for split in SPLITS:
-        right = answers(network, data, split).argmax(1).numpy() == data.splits[split].labels
-        accuracy[split] = [float(right.mean())]
+        wrong = answers(network, data, split).argmax(1).numpy() != data.splits[split].labels
+        accuracy[split] = [1 - float(wrong.mean())]
     return {"accuracy": accuracy, "costs": {"paid": [costs.full]}}
 
 

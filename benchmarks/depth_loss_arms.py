@@ -76,13 +76,13 @@ class Arm:
     Attributes:
         what: it is, in the words of the table.
         kind: "scratch"; "frozen": heads alone, on the trunk of `start`; "late": a fine-tuning of `start`;
-            "cascade": the networks of `members` one after another.
+            "trunk": `start` without its early exits, as it is; "cascade": the networks of `members` one after another.
         heads: of the early exits; "none" is a network with its last exit alone.
         depth: layers; the study's where it is None.
     """
 
     what: str
-    kind: Literal["scratch", "frozen", "late", "cascade"] = "scratch"
+    kind: Literal["scratch", "frozen", "late", "trunk", "cascade"] = "scratch"
     heads: Literal["none", "linear", "conv"] = "linear"
     loss: DepthLoss = LAST
     start: str = ""
@@ -96,7 +96,8 @@ class Arm:
 
 
 ARMS: dict[str, Arm] = {
-    "plain": Arm("no exits", heads="none", loss=LAST),
+    # Heads that ask nothing of the trunk change no bit of it (tested), so one training gives both networks.
+    "plain": Arm("no exits: the trunk of taught-0", "trunk", heads="none", start="taught-0"),
     "plain+linear": Arm("linear heads on the frozen trunk of plain", "frozen", start="plain"),
     "plain+conv": Arm("conv heads on the frozen trunk of plain", "frozen", "conv", start="plain"),
     "plain+taught": Arm("conv heads, taught, on the frozen trunk of plain", "frozen", "conv", TAUGHT, "plain"),

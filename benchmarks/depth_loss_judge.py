@@ -19,6 +19,7 @@ from optdepth.stopping.frontier import BASELINES, FAMILIES, fixed_depths
 from optdepth.stopping.placement import keep, place
 from optdepth.stopping.rule import FixedDepth, Origin, Rule
 from optdepth.trace import Trace
+from optdepth.training.loop import RECORD
 from optdepth.workflow import Run, versions
 from provenance import commit, processor
 
@@ -148,7 +149,7 @@ def provenance(run: Run, before: dict[str, Any]) -> dict[str, Any]:
     }
     if before:
         return {key: before[key] for key in (*now, "training")} | {"judged": now}
-    path = run.folder / "training.json"
+    path = run.folder / RECORD
     training = json.loads(path.read_text()) if path.is_file() else {}
     seconds = [epoch["seconds"] for epoch in training.pop("epochs", [])]
     return {**now, "training": {**training, "seconds an epoch": [round(second) for second in seconds]}}
