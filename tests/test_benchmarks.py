@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from optdepth.data import load_data
 from optdepth.errors import InputError
-from optdepth.networks import load_network, resnet
+from optdepth.networks import load_network
 from optdepth.training.depth_loss import Seen
-from optdepth.training.loop import train
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -56,16 +54,6 @@ def test_the_study_judges_arms_and_resumes(study, tmp_path: Path) -> None:
     tables = (folder / "tables.md").read_text()
     assert "| plain+taught |" in tables
     assert {path.name for path in folder.glob("*.svg")} == {"frontier.svg", "exits.svg"}
-
-
-def test_heads_that_ask_nothing_leave_the_trunk_of_the_network_without_exits(study, tmp_path: Path) -> None:
-    """So `plain` need not be trained: every bit of it is in `taught-0`."""
-    data, arms = load_data("digits", seed=0), study.ARMS
-    networks = [resnet(8, classes=10, channels=1, width=4, exits="all", heads="conv", seed=0)]
-    networks += [resnet(8, classes=10, channels=1, width=4, exits="last", seed=0)]
-    for i, (network, loss) in enumerate(zip(networks, (arms["taught-0"].loss, arms["plain"].loss), strict=True)):
-        train(network, data, loss=loss, epochs=2, seed=0, out=tmp_path / str(i), progress=False)
-    assert networks[0].keep([networks[0].exits[-1].name]).fingerprint() == networks[1].fingerprint()
 
 
 def judged_again_without_training(study, given: list[str], folder: Path, runs: Path) -> None:

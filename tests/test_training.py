@@ -165,11 +165,12 @@ def test_frozen_changes_early_heads_and_nothing_else(digits: Data, tmp_path: Pat
     assert history.epochs[-1].losses[0] < history.epochs[0].losses[0]
 
 
-def test_last_exit_ends_as_the_network_without_exits(digits: Data, tmp_path: Path) -> None:
-    """No harm at price zero, to the bit: probes on detached features do not touch the trunk or the last head."""
-    staged, plain = small(), small(exits="last")
+@pytest.mark.parametrize(("loss", "heads"), [("last-exit", "linear"), ("last-exit+distillation", "conv")])
+def test_last_exit_ends_as_the_network_without_exits(digits: Data, tmp_path: Path, loss: str, heads: str) -> None:
+    """No harm at price zero, to the bit: heads on detached features do not touch the trunk or the last head."""
+    staged, plain = small(heads=heads), small(exits="last")
     for name, network in (("staged", staged), ("plain", plain)):
-        run(network, digits, tmp_path / name, loss=depth_loss("last-exit", 0.0))
+        run(network, digits, tmp_path / name, loss=depth_loss(loss, 0.0))
     assert staged.keep(["stage3.block1"]).fingerprint() == plain.fingerprint()
 
 
