@@ -7,7 +7,8 @@ Trains every arm that has no figures yet, records, solves on the fit split, judg
 `benchmarks/depth_loss/DATA/ARM-SEED.json`; then the tables and pictures of all that are there. Interrupted, the same
 command goes on where it stopped. Weights and traces stay under `runs/`. Nothing is chosen on the test split: the
 figures of the certify split, beside those of test, are there to choose by. `--short` is the same on the digits, in
-seconds; `--screen` the same on the real data with a few epochs, to compare many arms, apart under DATA-screen.
+seconds; `--screen` the same on the real data with a network half as wide and a few epochs, to compare many arms, apart
+under DATA-screen.
 `--judge` trains nothing and judges again what has weights. `--pages` only draws what is there.
 """
 
@@ -41,7 +42,7 @@ from optdepth.workflow import SPLITS, Run
 
 _load = cache(lambda name, seed: load_data(name, seed=seed))
 HERE = Path(__file__).parent / "depth_loss"
-SIZES = {"full": (20, 16, (15, 2, 1)), "screen": (20, 16, (4, 1, 1)), "short": (14, 4, (2, 1, 1))}
+SIZES = {"full": (20, 16, (15, 2, 1)), "screen": (20, 8, (4, 1, 1)), "short": (14, 4, (2, 1, 1))}
 """By study: layers and width of the network, epochs from scratch, of heads alone, of a late fine-tuning."""
 
 
@@ -63,7 +64,7 @@ class Study:
     depth: int
     width: int
     epochs: tuple[int, int, int]
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "bf16", "auto"]
     runs: Path
     out: Path
 
@@ -84,10 +85,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", default="digits", help="as for `optdepth train`")
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--short", action="store_true", help="a small network, a few epochs, the digits by default")
-    sizes.add_argument("--screen", action="store_true", help="a few epochs, to compare arms")
+    sizes.add_argument("--screen", action="store_true", help="half the width, a few epochs, to compare arms")
     parser.add_argument("--arms", default=",".join(ARMS), help="by name, separated by commas; all by default")
     parser.add_argument("--seeds", help="separated by commas; 0 by default, and all that are there with --judge")
-    parser.add_argument("--precision", default="bf16", choices=("fp32", "bf16"))
+    parser.add_argument("--precision", default="auto", choices=("fp32", "bf16", "auto"))
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the figures")
     parser.add_argument("--runs", type=Path, default=Path("runs/depth_loss"), help="folder of weights and traces")
     again = parser.add_mutually_exclusive_group()

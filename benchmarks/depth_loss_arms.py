@@ -20,8 +20,8 @@ def _share(early: float, distillation: float = 0.0) -> DepthLoss:
     return DepthLoss(parts=((1.0, DeepSupervision(early)),), distillation=distillation)
 
 
-def _balanced(early: float | Literal["equal"], distillation: float = 0.0) -> DepthLoss:
-    return DepthLoss(parts=((1.0, DeepSupervision(early)),), distillation=distillation, balanced=True)
+def _balanced(part: Part, distillation: float = 0.0, price: float = 0.0) -> DepthLoss:
+    return DepthLoss(price, ((1.0, part),), distillation=distillation, balanced=True)
 
 
 LAST, DEEP, LIGHT = _share(0.0), DepthLoss(parts=((1.0, DeepSupervision("equal")),)), _share(0.02)
@@ -45,14 +45,19 @@ EARLY: dict[str, tuple[str, Literal["linear", "conv"], DepthLoss]] = {
     "light-1": ("1% of the trunk's gradient to each early exit, linear heads", "linear", _share(0.01)),
     "light-5": ("5% of the trunk's gradient to each early exit, linear heads", "linear", _share(0.05)),
     "taught-0": ("conv heads, taught, from scratch, none of the trunk's gradient", "conv", TAUGHT),
-    "taught-2": ("conv heads, taught, balanced, 2% to each early exit", "conv", _balanced(0.02, TAUGHT.distillation)),
-    "taught-5": ("conv heads, taught, balanced, 5% to each early exit", "conv", _balanced(0.05, TAUGHT.distillation)),
-    "taught-even": ("conv heads, taught, balanced, equal shares", "conv", _balanced("equal", TAUGHT.distillation)),
-    "even": ("balanced deep supervision, linear heads", "linear", _balanced("equal")),
-    "stopping": ("stopping cost alone, linear heads", "linear", DepthLoss(PRICE, ((1.0, StoppingCost()),))),
-    "envelope": ("soft envelope alone, linear heads", "linear", DepthLoss(PRICE, ((1.0, SoftEnvelope()),))),
+    "even": ("balanced deep supervision, linear heads", "linear", _balanced(DeepSupervision("equal"))),
+    **{
+        name: (f"conv heads, taught, balanced, {what}", "conv", _balanced(part, TAUGHT.distillation, price))
+        for name, what, part, price in (
+            ("taught-2", "2% to each early exit", DeepSupervision(0.02), 0.0),
+            ("taught-5", "5% to each early exit", DeepSupervision(0.05), 0.0),
+            ("taught-even", "equal shares", DeepSupervision("equal"), 0.0),
+            ("stopping", "stopping cost", StoppingCost(), PRICE),
+            ("envelope", "soft envelope", SoftEnvelope(), PRICE),
+        )
+    },
 }
-"""Further trainings from scratch. A share is for each early exit: of eight, none can have more than 12.5%."""
+"""Further trainings from scratch. A share is that of each early exit in the gradient of the first stage."""
 
 STATIC = (8, 14, 32, 44)
 """Layers of the networks without exits that a user would take instead; `plain` has the study's."""

@@ -55,7 +55,8 @@ def notice(found: Found) -> list[str]:
     """What a screening is not."""
     if all(run.get("study") != "screen" for runs in found.values() for run in runs):
         return []
-    return ["A screening: few epochs, to choose what is worth training in full. These are not the study's figures.", ""]
+    said = "A screening, half as wide and with few epochs, to choose what is worth training in full: not the study."
+    return [said, ""]
 
 
 def accuracies(found: Found) -> list[str]:
