@@ -46,6 +46,9 @@ EARLY: dict[str, tuple[str, Literal["linear", "conv"], DepthLoss]] = {
     "light-5": ("5% of the trunk's gradient to each early exit, linear heads", "linear", _share(0.05)),
     "taught-0": ("conv heads, taught, from scratch, none of the trunk's gradient", "conv", TAUGHT),
     "even": ("balanced deep supervision, linear heads", "linear", _balanced(DeepSupervision("equal"))),
+    "conv-even": ("balanced deep supervision, conv heads", "conv", _balanced(DeepSupervision("equal"))),
+    "conv-5": ("balanced, 5% to each early exit, conv heads", "conv", _balanced(DeepSupervision(0.05))),
+    "conv-stopping": ("balanced stopping cost, conv heads", "conv", _balanced(StoppingCost(), price=PRICE)),
     **{
         name: (f"conv heads, taught, balanced, {what}", "conv", _balanced(part, TAUGHT.distillation, price))
         for name, what, part, price in (
