@@ -16,15 +16,15 @@ from optdepth.training import (
 from optdepth.training.depth_loss import Part
 
 
-def _share(early: float, distillation: float = 0.0) -> DepthLoss:
-    return DepthLoss(parts=((1.0, DeepSupervision(early)),), distillation=distillation)
+def _share(early: float | Literal["equal"], distillation: float = 0.0) -> DepthLoss:
+    return DepthLoss(parts=((1.0, DeepSupervision(early)),), distillation=distillation, balanced=False)
 
 
 def _balanced(part: Part, distillation: float = 0.0, price: float = 0.0) -> DepthLoss:
-    return DepthLoss(price, ((1.0, part),), distillation=distillation, balanced=True)
+    return DepthLoss(price, ((1.0, part),), distillation=distillation)
 
 
-LAST, DEEP, LIGHT = _share(0.0), DepthLoss(parts=((1.0, DeepSupervision("equal")),)), _share(0.02)
+LAST, DEEP, LIGHT = _share(0.0), _share("equal"), _share(0.02)
 TAUGHT = _share(0.0, distillation=0.7)
 """The last exit alone shapes the trunk, and teaches the early heads."""
 
@@ -34,11 +34,11 @@ PRICE = 0.3
 
 
 def _late(part: Part, price: float = 0.0) -> DepthLoss:
-    return DepthLoss(price, ((1.0, part),), NOW, TAUGHT.distillation)
+    return DepthLoss(price, ((1.0, part),), NOW, TAUGHT.distillation, balanced=False)
 
 
 def _added(part: Part, price: float = 0.0) -> DepthLoss:
-    return DepthLoss(price, ((1.0, DeepSupervision(0.02)), (0.2, part)), NOW, TAUGHT.distillation)
+    return DepthLoss(price, ((1.0, DeepSupervision(0.02)), (0.2, part)), NOW, TAUGHT.distillation, balanced=False)
 
 
 EARLY: dict[str, tuple[str, Literal["linear", "conv"], DepthLoss]] = {

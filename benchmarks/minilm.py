@@ -30,6 +30,7 @@ from optdepth.stopping.frontier import FAMILIES, fixed_depths, frontier, prices_
 from optdepth.stopping.price import solve_at
 from optdepth.stopping.rule import FixedDepth, Origin
 from optdepth.trace import Trace
+from optdepth.training import depth_loss
 from provenance import commit, processor, table_row
 
 sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]  # transformers would load it for images
@@ -110,7 +111,7 @@ def trained(name: str, data: od.TensorData, epochs: int, seed: int) -> od.Staged
     if (out / "training.json").is_file():
         return od.load_network(out / "network", model=model(seed), example=example)
     backbone: Literal["joint", "frozen"] = "frozen" if name == "frozen" else "joint"
-    loss = od.DepthLoss() if name == "plain" else od.DepthLoss(price=0.1)  # at this price all exits count the same
+    loss = od.DepthLoss() if name == "plain" else depth_loss("deep-supervision", 0.0)
     start = model(seed)
     if name == "frozen":
         od.load_network(RUNS / "minilm-plain" / "network", model=start, example=example)

@@ -1,5 +1,6 @@
 """L_depth: each part's value and weights, and who receives which gradient."""
 
+import dataclasses
 import math
 
 import pytest
@@ -44,9 +45,9 @@ def weights(part, seen: Seen) -> Tensor:
         (0.0, 0.0, [0, 0, 1]),
         (0.1, 0.0, [0.1, 0.1, 0.8]),
         ("equal", 0.0, [1 / 3] * 3),
-        ("priced", 0.0, [0.02, 0.02, 0.96]),
-        ("priced", 0.05, [0.02, 0.02, 0.96]),
-        ("priced", 0.075, [(0.02 + 1 / 3) / 2] * 2 + [1 - 0.02 - 1 / 3]),
+        ("priced", 0.0, [0, 0, 1]),
+        ("priced", 0.3, [0, 0, 1]),
+        ("priced", 0.75, [1 / 6, 1 / 6, 2 / 3]),
         ("priced", 7.0, [1 / 3] * 3),
     ],
 )
@@ -197,7 +198,8 @@ def is_trunk(name: str) -> bool:
     ],
 )
 def test_trunk_gets_weighted_gradients_and_heads_full_ones(loss: DepthLoss) -> None:
-    """The trunk's gradient equals autograd through J itself; a head's equals that of its own cross-entropy."""
+    """Not balanced, the trunk's gradient is autograd's through J itself; a head's is that of its own cross-entropy."""
+    loss = dataclasses.replace(loss, balanced=False)
     model = objective(loss)
     got = gradients(model, model(IMAGES, LABELS, 0.5)[0])
     state, residuals, answers = model.network.start(IMAGES), [], []
@@ -265,7 +267,7 @@ def test_last_exit_trains_the_network_without_exits() -> None:
 def test_distillation_teaches_the_early_exits_and_asks_nothing_of_the_last() -> None:
     """Gradients are those of the mixed losses, written out with soft labels; the teacher learns from labels alone."""
     share = 0.7
-    model = objective(DepthLoss(parts=((1.0, DeepSupervision(0.1)),), distillation=share))
+    model = objective(DepthLoss(parts=((1.0, DeepSupervision(0.1)),), distillation=share, balanced=False))
     value, shown = model(IMAGES, LABELS, 0.0)
     assert torch.allclose(shown, cross_entropies(model).detach())
     got = gradients(model, value)

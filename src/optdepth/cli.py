@@ -79,7 +79,7 @@ def train(
     heads: Annotated[
         Literal["linear", "conv"],
         typer.Option(help="Of the early exits: `conv` answers far better early and costs more at each look."),
-    ] = "linear",
+    ] = "conv",
     start: Annotated[
         Path | None,
         typer.Option(help="Run folder of a trained network to take the trunk from; early heads too if they are alike."),
@@ -87,7 +87,7 @@ def train(
     loss: Annotated[
         str,
         typer.Option(help="How the exits share the trunk's gradient; a wrong name lists all there are."),
-    ] = "priced-supervision",
+    ] = "priced-supervision+distillation",
     price: Annotated[
         float, typer.Option(help="Cross-entropy that the whole depth costs, for the losses that use it.")
     ] = 0.0,

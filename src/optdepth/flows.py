@@ -25,7 +25,7 @@ from .record import record
 from .report.flow import FlowStudy, draw_flow
 from .stopping.snell import snell
 from .trace import Trace
-from .training.depth_loss import DepthLoss
+from .training.depth_loss import depth_loss
 from .training.loop import train
 
 FLOW = "digits"
@@ -130,7 +130,8 @@ def study_flow(
 def trained_flow(data: Data, out: Path, *, epochs: int, seed: int, progress: bool) -> StagedNetwork:
     """The neural ODE of the studies, on the grid it is run on."""
     network = neural_ode(_TRAINED, classes=len(data.classes), channels=data.channels, method="midpoint", seed=seed)
-    train(network, data, loss=DepthLoss(), epochs=epochs, lr=0.05, seed=seed, out=out, progress=progress)
+    loss = depth_loss("light-supervision", 0.0)  # linear heads read a state that is made to be read early
+    train(network, data, loss=loss, epochs=epochs, lr=0.05, seed=seed, out=out, progress=progress)
     return regridded(network, _RUN, method="rk4").eval()
 
 
