@@ -3,7 +3,7 @@
     python benchmarks/engine.py --data ../shared/data/cifar10 --text ../shared/data/sst2
     python benchmarks/engine.py --data ../shared/data/cifar10 --soak 600
 
-Takes the networks that `benchmarks/spine.py` and `benchmarks/minilm.py` train, and one with conv heads, or trains them.
+Trains two residual networks, with linear and with conv heads, and takes those that `benchmarks/minilm.py` trains.
 Rules are solved on the fit split at costs measured at each batch size; times are of samples of the test split. The
 rival `earlyon` takes part where it is installed (pip install --no-deps earlyon==0.3.0); MiniLM needs what `minilm.py`
 says. `--soak SECONDS` runs the streaming engine instead. Writes a table and its figures to `benchmarks/engine/`;

@@ -54,10 +54,10 @@ class Subject:
 
 
 def linear(data: str, text: str) -> Subject:
-    """The network of `benchmarks/spine.py`."""
-    folder = RUNS / Path(data).name
+    """Linear heads on a trunk that gives each of them 2% of its gradient."""
+    folder = RUNS / f"{Path(data).name}-linear"
     if not (folder / "traces" / "test.safetensors").is_file():
-        train(out=folder, data=data, epochs=15, precision="bf16")
+        train(out=folder, data=data, epochs=15, precision="auto", heads="linear", loss="light-supervision")
         record(folder)
     return _images("resnet20 on CIFAR-10, linear heads", folder)
 
@@ -66,10 +66,10 @@ def conv(data: str, text: str) -> Subject:
     """Heads with convolutions, taught by the last exit on the trunk of a network trained without exits."""
     folder, plain = RUNS / f"{Path(data).name}-taught", RUNS / f"{Path(data).name}-plain"
     if not (folder / "traces" / "test.safetensors").is_file():
-        train(out=plain, data=data, epochs=15, precision="bf16", exits="last", loss="last-exit")
+        train(out=plain, data=data, epochs=15, precision="auto", exits="last", loss="last-exit")
         frozen: dict[str, Literal["frozen"]] = {"backbone": "frozen"}
         loss = "last-exit+distillation"
-        train(out=folder, data=data, epochs=2, precision="bf16", start=plain, heads="conv", loss=loss, **frozen)
+        train(out=folder, data=data, epochs=2, precision="auto", start=plain, heads="conv", loss=loss, **frozen)
         record(folder)
     return _images("resnet20 on CIFAR-10, conv heads on the trunk trained without exits", folder)
 

@@ -1,7 +1,7 @@
 """Accuracy, mean cost and time on the clock of every rule, beside the network trained without exits.
 
     python benchmarks/spine.py --data digits --epochs 30
-    python benchmarks/spine.py --data ../shared/data/cifar10 --epochs 15 --precision bf16
+    python benchmarks/spine.py --data ../shared/data/cifar10 --epochs 15 --precision auto
 
 Trains the network twice, with an exit after every block and without any, records, solves, and judges on the test
 split, which nothing else has touched. Interrupted, the same command goes on where it stopped. Writes a table and its
@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits", help="as for `optdepth train`")
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "auto"))
     parser.add_argument("--price", type=float, default=0.05, help="loss that one full pass is worth")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
