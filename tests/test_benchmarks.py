@@ -167,3 +167,16 @@ def test_a_frontier_leaves_out_what_a_cheaper_rule_betters(study) -> None:
     costs, losses = falling(np.array([0.9, 0.2, 0.5, 0.5, 0.7]), np.array([0.1, 0.6, 0.4, 0.3, 0.35]))
     assert costs.tolist() == [0.2, 0.5, 0.9]
     assert losses.tolist() == [0.6, 0.3, 0.1]
+
+
+def test_arms_are_chosen_on_the_seeds_that_most_of_them_have(study) -> None:
+    """An arm with another seed alone is left out, however well it does there; an arm's further seed is not read."""
+    from depth_loss_rivals import choice
+
+    def run(seed: int, value: float) -> dict[str, object]:
+        found = {"snell": {split: {"value": value} for split in ("certify", "test")}}
+        return {"seed": seed, "sweep": [{"price": 0.1, "methods": found}]}
+
+    found = {"a": [run(0, 0.3), run(1, 0.1)], "b": [run(0, 0.2)], "c": [run(0, 0.4)], "lucky": [run(1, 0.01)]}
+    assert choice(found) == {0.1: "b"}
+    assert choice({arm: runs for arm, runs in found.items() if arm in ("a", "lucky")}) == {0.1: "lucky"}
