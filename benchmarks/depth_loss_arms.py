@@ -17,11 +17,11 @@ from optdepth.training.depth_loss import Part
 
 
 def _share(early: float | Literal["equal"], distillation: float = 0.0) -> DepthLoss:
-    return DepthLoss(parts=((1.0, DeepSupervision(early)),), distillation=distillation, balanced=False)
+    return DepthLoss(parts=((1.0, DeepSupervision(early)),), distillation=distillation)
 
 
 def _balanced(part: Part, distillation: float = 0.0, price: float = 0.0) -> DepthLoss:
-    return DepthLoss(price, ((1.0, part),), distillation=distillation)
+    return DepthLoss(price, ((1.0, part),), distillation=distillation, balanced=True)
 
 
 LAST, DEEP, LIGHT = _share(0.0), _share("equal"), _share(0.02)
@@ -34,11 +34,11 @@ PRICE = 0.3
 
 
 def _late(part: Part, price: float = 0.0) -> DepthLoss:
-    return DepthLoss(price, ((1.0, part),), NOW, TAUGHT.distillation, balanced=False)
+    return DepthLoss(price, ((1.0, part),), NOW, TAUGHT.distillation)
 
 
 def _added(part: Part, price: float = 0.0) -> DepthLoss:
-    return DepthLoss(price, ((1.0, DeepSupervision(0.02)), (0.2, part)), NOW, TAUGHT.distillation, balanced=False)
+    return DepthLoss(price, ((1.0, DeepSupervision(0.02)), (0.2, part)), NOW, TAUGHT.distillation)
 
 
 EARLY: dict[str, tuple[str, Literal["linear", "conv"], DepthLoss]] = {

@@ -1,6 +1,5 @@
 """L_depth: each part's value and weights, and who receives which gradient."""
 
-import dataclasses
 import math
 
 import pytest
@@ -198,8 +197,7 @@ def is_trunk(name: str) -> bool:
     ],
 )
 def test_trunk_gets_weighted_gradients_and_heads_full_ones(loss: DepthLoss) -> None:
-    """Not balanced, the trunk's gradient is autograd's through J itself; a head's is that of its own cross-entropy."""
-    loss = dataclasses.replace(loss, balanced=False)
+    """The trunk's gradient equals autograd through J itself; a head's equals that of its own cross-entropy."""
     model = objective(loss)
     got = gradients(model, model(IMAGES, LABELS, 0.5)[0])
     state, residuals, answers = model.network.start(IMAGES), [], []
@@ -267,7 +265,7 @@ def test_last_exit_trains_the_network_without_exits() -> None:
 def test_distillation_teaches_the_early_exits_and_asks_nothing_of_the_last() -> None:
     """Gradients are those of the mixed losses, written out with soft labels; the teacher learns from labels alone."""
     share = 0.7
-    model = objective(DepthLoss(parts=((1.0, DeepSupervision(0.1)),), distillation=share, balanced=False))
+    model = objective(DepthLoss(parts=((1.0, DeepSupervision(0.1)),), distillation=share))
     value, shown = model(IMAGES, LABELS, 0.0)
     assert torch.allclose(shown, cross_entropies(model).detach())
     got = gradients(model, value)

@@ -26,7 +26,7 @@ from optdepth.stopping.rule import FixedDepth, Origin, Rule
 from optdepth.stopping.snell import snell
 from optdepth.stopping.stationary import stationary
 from optdepth.trace import Costs, Trace
-from optdepth.training.depth_loss import DepthLoss
+from optdepth.training.depth_loss import depth_loss
 from optdepth.training.loop import train
 
 RATE, PRICE = 1.3, 0.2
@@ -144,7 +144,7 @@ def trained(digits: Data, tmp_path_factory: pytest.TempPathFactory) -> StagedNet
     """Trained as a residual network of four Euler steps, run with eight of fourth order: the same field."""
     coarse = neural_ode(4, classes=10, channels=1, width=8, method="euler", seed=0)
     folder = tmp_path_factory.mktemp("flow")
-    train(coarse, digits, loss=DepthLoss(), epochs=15, lr=0.05, seed=0, out=folder, progress=False)
+    train(coarse, digits, loss=depth_loss("light-supervision", 0.0), epochs=15, lr=0.05, seed=0, out=folder, progress=False)
     return regridded(coarse, 8, method="rk4").eval()
 
 

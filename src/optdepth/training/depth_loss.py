@@ -209,7 +209,7 @@ class DepthLoss:
             say how much of the first stage's gradient each exit gives; a later stage hears the later exits alone, so
             of J itself it gets less the fewer they are. For equal shares this is the gradient equilibrium of Li et al.
             2019, arXiv:1908.06294; for a stopping cost, the recursion of the envelope: each stage is trained on what
-            those who get there have still to pay.
+            those who get there have still to pay. It made no difference to deep supervision (docs/depth_loss.md).
 
     Raises:
         InputError: a price that is negative or that no part uses, no part, a weight that is not positive, or a share
@@ -220,7 +220,7 @@ class DepthLoss:
     parts: tuple[tuple[float, Part], ...] = ((1.0, DeepSupervision("priced")),)
     schedule: PriceSchedule = PriceSchedule()
     distillation: float = 0.0
-    balanced: bool = True
+    balanced: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.distillation < 1:
