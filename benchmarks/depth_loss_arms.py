@@ -44,7 +44,6 @@ def _added(part: Part, price: float = 0.0) -> DepthLoss:
 EARLY: dict[str, tuple[str, Literal["linear", "conv"], DepthLoss]] = {
     "light-1": ("1% of the trunk's gradient to each early exit, linear heads", "linear", _share(0.01)),
     "light-5": ("5% of the trunk's gradient to each early exit, linear heads", "linear", _share(0.05)),
-    "taught-0": ("conv heads, taught, from scratch, none of the trunk's gradient", "conv", TAUGHT),
     "even": ("balanced deep supervision, linear heads", "linear", _balanced(DeepSupervision("equal"))),
     "conv-even": ("balanced deep supervision, conv heads", "conv", _balanced(DeepSupervision("equal"))),
     "conv-5": ("balanced, 5% to each early exit, conv heads", "conv", _balanced(DeepSupervision(0.05))),
@@ -104,6 +103,7 @@ class Arm:
 
 
 ARMS: dict[str, Arm] = {
+    "taught-0": Arm("conv heads, taught, from scratch, none of the trunk's gradient", heads="conv", loss=TAUGHT),
     # Heads that ask nothing of the trunk change no bit of it (tested), so one training gives both networks.
     "plain": Arm("no exits: the trunk of taught-0", "trunk", heads="none", start="taught-0"),
     "plain+linear": Arm("linear heads on the frozen trunk of plain", "frozen", start="plain"),

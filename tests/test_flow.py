@@ -144,7 +144,16 @@ def trained(digits: Data, tmp_path_factory: pytest.TempPathFactory) -> StagedNet
     """Trained as a residual network of four Euler steps, run with eight of fourth order: the same field."""
     coarse = neural_ode(4, classes=10, channels=1, width=8, method="euler", seed=0)
     folder = tmp_path_factory.mktemp("flow")
-    train(coarse, digits, loss=depth_loss("light-supervision", 0.0), epochs=15, lr=0.05, seed=0, out=folder, progress=False)
+    train(
+        coarse,
+        digits,
+        loss=depth_loss("light-supervision", 0.0),
+        epochs=15,
+        lr=0.05,
+        seed=0,
+        out=folder,
+        progress=False,
+    )
     return regridded(coarse, 8, method="rk4").eval()
 
 
