@@ -71,9 +71,9 @@ class DeepSupervision:
 
     `early` is a share in [0, 1/(K-1)], "equal" for 1/K each (plain deep supervision, Lee et al. 2015,
     arXiv:1409.5185), or "priced": nothing up to a price of 0.3 nats, 1/K from 1.2 on, linear between. What the trunk
-    is asked for its early exits the last one pays for, so it is worth asking only where cost is dear. In the study of
-    docs/depth_loss.md an untouched trunk was best up to a price of about 0.1 errors a pass, 5% each at 0.2, equal
-    shares from 0.4 on, and an error came to about three nats; the line is this project's choice.
+    is asked for its early exits the last one pays for, so it is worth asking only where cost is dear. In the
+    screening of docs/depth_loss.md an untouched trunk was best up to a price of about 0.1 errors a pass, 5% each at
+    0.2, equal shares from 0.4 on. The line, at about three nats an error, is this project's choice.
     """
 
     early: float | Literal["equal", "priced"] = "equal"
