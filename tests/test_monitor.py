@@ -6,7 +6,7 @@ import torch
 from scipy.stats import chisquare
 
 from optdepth.errors import InputError
-from optdepth.inference.budget import BudgetedEngine
+from optdepth.inference.budget import _GAIN, BudgetedEngine
 from optdepth.inference.engine import Answer, Engine
 from optdepth.inference.monitor import Monitor
 from optdepth.stopping.baselines import confidence
@@ -45,7 +45,8 @@ def test_a_mean_cost_is_held_while_the_inputs_drift(setting: Setting, share: flo
     thirds = [np.mean(part) for part in np.array_split(paid[100:], 3)]
     assert np.ptp([np.mean(part) for part in np.array_split(fixed[100:], 3)]) > 0.08 * budget
     assert max(abs(cost / budget - 1) for cost in thirds) < 0.08
-    assert abs(np.mean(paid[100:]) / budget - 1) < 0.03
+    # What was overpaid moved the position, which has the ladder to move on and no more: memory / gain samples' worth.
+    assert abs(np.mean(paid[100:]) / budget - 1) < 400 / _GAIN / (300 * 16)
 
 
 def test_a_budget_needs_rules_to_move_between(setting: Setting) -> None:
