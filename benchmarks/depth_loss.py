@@ -180,7 +180,7 @@ def trained(study: Study, arm: Arm, run: Run, seed: int) -> None:
         channels=data.channels,
         width=study.width,
         exits="last" if arm.heads == "none" else "all",
-        heads="conv" if arm.heads == "conv" else "linear",
+        heads="linear" if arm.heads == "none" else arm.heads,
         seed=seed,
     )
     if arm.start:

@@ -41,13 +41,20 @@ def _added(part: Part, price: float = 0.0) -> DepthLoss:
     return DepthLoss(price, ((1.0, DeepSupervision(0.02)), (0.2, part)), NOW, TAUGHT.distillation)
 
 
-EARLY: dict[str, tuple[str, Literal["linear", "conv"], DepthLoss]] = {
+def _with(part: Part, price: float) -> DepthLoss:
+    return DepthLoss(price, ((1.0, DeepSupervision(0.0)), (0.2, part)), distillation=TAUGHT.distillation)
+
+
+EARLY: dict[str, tuple[str, Literal["linear", "conv", "branch"], DepthLoss]] = {
     "light-1": ("1% of the trunk's gradient to each early exit, linear heads", "linear", _share(0.01)),
     "light-5": ("5% of the trunk's gradient to each early exit, linear heads", "linear", _share(0.05)),
     "even": ("balanced deep supervision, linear heads", "linear", _balanced(DeepSupervision("equal"))),
     "conv-even": ("balanced deep supervision, conv heads", "conv", _balanced(DeepSupervision("equal"))),
     "conv-5": ("balanced, 5% to each early exit, conv heads", "conv", _balanced(DeepSupervision(0.05))),
     "conv-stopping": ("balanced stopping cost, conv heads", "conv", _balanced(StoppingCost(), price=PRICE)),
+    "branch-2": ("branch heads, taught, 2% to each early exit", "branch", _share(0.02, TAUGHT.distillation)),
+    "branch-5": ("branch heads, taught, 5% to each early exit", "branch", _share(0.05, TAUGHT.distillation)),
+    "branch-even": ("branch heads, taught, equal shares", "branch", _share("equal", TAUGHT.distillation)),
     **{
         name: (f"conv heads, taught, balanced, {what}", "conv", _balanced(part, TAUGHT.distillation, price))
         for name, what, part, price in (
@@ -56,6 +63,16 @@ EARLY: dict[str, tuple[str, Literal["linear", "conv"], DepthLoss]] = {
             ("taught-even", "equal shares", DeepSupervision("equal"), 0.0),
             ("stopping", "stopping cost", StoppingCost(), PRICE),
             ("envelope", "soft envelope", SoftEnvelope(), PRICE),
+            ("matched", "matched gradients, by the rule solved anew each epoch", StoppingCost("rule"), PRICE),
+        )
+    },
+    **{
+        f"with-{name}": (f"taught-0 and a fifth of {what}", "conv", _with(part, price))
+        for name, what, part, price in (
+            ("stopping", "stopping cost", StoppingCost(), PRICE),
+            ("matched", "matched gradients, by the rule solved anew each epoch", StoppingCost("rule"), PRICE),
+            ("envelope", "the soft envelope", SoftEnvelope(), PRICE),
+            ("returns", "diminishing returns", DiminishingReturns(), 0.0),
         )
     },
 }
@@ -90,7 +107,7 @@ class Arm:
 
     what: str
     kind: Literal["scratch", "frozen", "late", "trunk", "cascade"] = "scratch"
-    heads: Literal["none", "linear", "conv"] = "linear"
+    heads: Literal["none", "linear", "conv", "branch"] = "linear"
     loss: DepthLoss = LAST
     start: str = ""
     members: tuple[str, ...] = ()
@@ -110,6 +127,7 @@ ARMS: dict[str, Arm] = {
     "plain+conv": Arm("conv heads on the frozen trunk of plain", "frozen", "conv", start="plain"),
     "plain+taught": Arm("conv heads, taught, on the frozen trunk of plain", "frozen", "conv", TAUGHT, "plain"),
     "light": Arm("2% of the trunk's gradient to each early exit, linear heads", loss=LIGHT),
+    "branch-0": Arm("branch heads, taught, from scratch, none of the trunk's gradient", heads="branch", loss=TAUGHT),
     "light+taught": Arm("conv heads, taught, on the frozen trunk of light", "frozen", "conv", TAUGHT, "light"),
     "deep": Arm("deep supervision, linear heads", loss=DEEP),
     "deep+taught": Arm("conv heads, taught, on the frozen trunk of deep", "frozen", "conv", TAUGHT, "deep"),

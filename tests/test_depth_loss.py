@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,8 @@ from torch import Tensor
 from optdepth.errors import InputError
 from optdepth.networks import resnet
 from optdepth.networks.staged import residual_size
+from optdepth.stopping.snell import snell
+from optdepth.trace import Costs, Trace
 from optdepth.training.depth_loss import (
     PARTS,
     DeepSupervision,
@@ -128,6 +131,8 @@ def test_price_schedule() -> None:
         lambda: DiminishingReturns(0.0),
         lambda: DeepSupervision(-0.1),
         lambda: DeepSupervision("some"),
+        lambda: StoppingCost("nobody"),
+        lambda: DepthLoss(0.1, ((1.0, StoppingCost("head")), (1.0, StoppingCost("rule")))),
         lambda: DeepSupervision(0.6)(Seen(losses(), COSTS, 0.0)),
         lambda: DepthLoss(distillation=1.0),
         lambda: DepthLoss(distillation=-0.1),
@@ -298,6 +303,29 @@ def test_the_halting_head_learns_and_its_observations_do_not_touch_the_network()
     model.zero_grad()
     model(IMAGES, LABELS, 0.5)[0].backward()
     assert torch.allclose(model.halting.out.bias.grad, again, atol=1e-6)
+
+
+def test_matched_gradients_of_a_solved_rule_go_to_where_it_stops() -> None:
+    """The last exit alone until a rule is solved; then each sample's weight is at the exit where the rule stops it."""
+    model = objective(DepthLoss(0.5, ((1.0, StoppingCost(by="rule")),)))
+    exits, generator = len(model.costs), torch.Generator().manual_seed(1)
+    labels = torch.arange(400) % 3
+    hints = 3 * torch.rand(400, 1, generator=generator) * F.one_hot(labels, 3)  # easy ones and hard ones
+    answers = [(k + 1) * (hints + torch.randn(400, 3, generator=generator)) / 2 for k in range(exits)]
+    every = torch.stack([F.cross_entropy(answer, labels, reduction="none") for answer in answers], 1)
+    assert torch.equal(weights(model.loss, seen_by(model, answers, every)), torch.eye(exits)[[exits - 1] * 400])
+    model.solve(answers, labels, price=0.5)
+    got = weights(model.loss, seen_by(model, answers, every))
+    trace = Trace.from_answers(torch.stack(answers, 1), every, Costs.of(model.costs), kind="classes")
+    stops = snell(trace, price=0.5).exits(trace)
+    assert torch.equal(got, torch.eye(exits)[stops])
+    assert len(np.unique(stops)) > 1
+    # What J then is, is the value of that rule: on what fitted it, below that of every fixed depth.
+    assert model.loss(seen_by(model, answers, every)).mean() < (every + 0.5 * model.costs).mean(0).min()
+
+
+def seen_by(model: Objective, answers: list[Tensor], every: Tensor) -> Seen:
+    return Seen(every.clone(), model.costs, 0.5, model._halting(answers, every))
 
 
 def test_halting_head_starts_even_and_never_saturates() -> None:

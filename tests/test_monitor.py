@@ -36,7 +36,7 @@ def test_a_mean_cost_is_held_while_the_inputs_drift(setting: Setting, share: flo
     )
     budget = low + share * (high - low)
     random = np.random.default_rng(0)
-    budgeted, paid, fixed = BudgetedEngine(engine, budget, memory=400), [], []
+    budgeted, paid, fixed = BudgetedEngine(engine, budget, memory=100), [], []
     for step in range(400):
         mix = step / 400  # the share of hard inputs
         rows = torch.tensor([int((hard if random.random() < mix else easy)[random.integers(200)]) for _ in range(16)])
@@ -45,8 +45,8 @@ def test_a_mean_cost_is_held_while_the_inputs_drift(setting: Setting, share: flo
     thirds = [np.mean(part) for part in np.array_split(paid[100:], 3)]
     assert np.ptp([np.mean(part) for part in np.array_split(fixed[100:], 3)]) > 0.08 * budget
     assert max(abs(cost / budget - 1) for cost in thirds) < 0.08
-    # What was overpaid moved the position, which has the ladder to move on and no more: memory / gain samples' worth.
-    assert abs(np.mean(paid[100:]) / budget - 1) < 400 / _GAIN / (300 * 16)
+    # What is overpaid moves the position, and that by the ladder at most: memory / gain samples' worth, 4% of these.
+    assert abs(np.mean(paid[100:]) / budget - 1) < 100 / _GAIN / (300 * 16)
 
 
 def test_a_budget_needs_rules_to_move_between(setting: Setting) -> None:

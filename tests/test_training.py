@@ -14,7 +14,7 @@ import optdepth.training.loop as loop
 from optdepth.data import Data, load_data
 from optdepth.errors import InputError
 from optdepth.networks import StagedNetwork, load_network, resnet
-from optdepth.training import History, depth_loss, train
+from optdepth.training import DepthLoss, History, PriceSchedule, StoppingCost, depth_loss, train
 
 LIGHT = depth_loss("light-supervision", 0.0)
 
@@ -73,10 +73,13 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, epochs: int, error: type[BaseExc
     monkeypatch.setattr(loop._Run, "epoch", epoch)
 
 
-@pytest.mark.parametrize("loss", ["light-supervision", "stopping-cost"])
-def test_a_killed_run_ends_with_the_same_bits(loss: str, digits: Data, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    "loss",
+    [LIGHT, depth_loss("stopping-cost", 0.0), DepthLoss(0.5, ((1.0, StoppingCost(by="rule")),), PriceSchedule(0, 0))],
+)
+def test_a_killed_run_ends_with_the_same_bits(loss: DepthLoss, digits: Data, tmp_path: Path, monkeypatch) -> None:
     whole, first, second = small(), small(), small()
-    options = {"epochs": 4, "loss": depth_loss(loss, 0.0)}
+    options = {"epochs": 4, "loss": loss}
     run(whole, digits, tmp_path / "whole", **options)
     with monkeypatch.context() as patch:
         kill_after(patch, 2, MemoryError)

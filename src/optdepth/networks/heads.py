@@ -6,6 +6,7 @@ sample nor an answer that does not depend on who else is in the batch would exis
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -98,6 +99,28 @@ class PooledConv(nn.Module):
     def forward(self, state: Float[Tensor, "n channels h w"]) -> Float[Tensor, "n classes"]:
         seen = self.look(F.avg_pool2d(state, -(-max(state.shape[2:]) // 16)))
         logits: Tensor = self.linear(torch.cat([state.mean((2, 3)), seen.mean((2, 3))], dim=1))
+        return logits
+
+
+class PooledBranch(nn.Module):
+    """3x3 convolutions of stride 2, each to twice the channels; then as `PooledLinear` beside the state.
+
+    What is left of the way through a residual network at one convolution a size, beside the trunk: a branch in the
+    sense of BranchyNet (Teerapittayanon et al. 2016, arXiv:1709.01686). Each convolution costs the same, about a
+    quarter of a block of the trunk.
+
+    Args:
+        steps: how many convolutions, at least 1.
+    """
+
+    def __init__(self, channels: int, classes: int, steps: int) -> None:
+        super().__init__()
+        widths = [channels * 2**step for step in range(steps + 1)]
+        self.look = nn.Sequential(*(part for pair in itertools.pairwise(widths) for part in _halving(*pair)))
+        self.linear = nn.Linear(channels + widths[-1], classes)
+
+    def forward(self, state: Float[Tensor, "n channels h w"]) -> Float[Tensor, "n classes"]:
+        logits: Tensor = self.linear(torch.cat([state.mean((2, 3)), self.look(state).mean((2, 3))], dim=1))
         return logits
 
 

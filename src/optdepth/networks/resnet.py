@@ -9,12 +9,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .heads import PooledConv, PooledLinear
+from .heads import PooledBranch, PooledConv, PooledLinear
 from .staged import FAMILIES, Exit, StagedNetwork
 
 HEADS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "linear": lambda size, classes, width: PooledLinear(size, classes),
     "conv": lambda size, classes, width: PooledConv(size, classes, 2 * width),
+    # One step more than the trunk has still to halve its map, so that all end at the same size.
+    "branch": lambda size, classes, width: PooledBranch(size, classes, 4 - (size // width).bit_length()),
 }
 """Kinds of early heads: channels of the state, classes, and width of the network -> head."""
 
@@ -47,7 +49,7 @@ def resnet(
     channels: int = 3,
     width: int = 16,
     exits: Sequence[str] | Literal["all", "last"] = "all",
-    heads: Literal["linear", "conv"] = "linear",
+    heads: Literal["linear", "conv", "branch"] = "linear",
     seed: int,
 ) -> StagedNetwork:
     """The residual network for CIFAR of He et al. 2016, arXiv:1512.03385: 6n+2 layers in three stages.

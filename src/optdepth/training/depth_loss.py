@@ -8,7 +8,8 @@ with C_K = 1, λ the price, h (n, K) halting probabilities. A part is a loss J(L
   unchanged, and multiplies the gradient that comes back by w_k;
 - a loss that is `balanced` lets no stage starve: the gradient that comes back through stage k is raised to the
   same total at every depth, that of the first stage. It is then the gradient of J given that stage k is reached;
-- the halting head receives ∂J/∂h, with L and its own observations held fixed;
+- the halting head receives ∂J/∂h, with L and its own observations held fixed; a rule solved anew each epoch may
+  stand in its place;
 - what J asks of the states themselves (residual sizes) reaches the trunk without a head.
 
 So a part that weighs the last exit alone trains the network without exits, with probes on its states.
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from ..errors import InputError
 
-Need = Literal["price", "halting", "residuals"]
+Need = Literal["price", "halting", "rule", "residuals"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Seen:
         losses: (n, K) cross-entropies L in nats; they carry no gradient to the network.
         costs: (K,) cumulative costs C, with C_K = 1.
         price: λ, nats per unit of cost.
-        halting: (n, K) probabilities h of stopping at an exit once there, h_K = 1; None unless needed.
+        halting: (n, K) probabilities h of stopping at an exit once there, h_K = 1, of the halting head, or 0 and 1 of
+            the rule; None unless needed.
         residuals: K relative residual sizes (n,), one a stage, None where a stage changes the state's shape;
             they carry their gradient to the trunk. Empty unless a part needs them.
     """
@@ -110,11 +112,21 @@ class StoppingCost:
     Its optimum over h is the optimal stopping value, as h sees no label. Through the gates this is also the
     "matched gradients" of theory section 6: the trunk receives w_k = p_k, and the heads train in full; the
     form in which heads train on p_k alone does not exist here.
+
+    Attributes:
+        by: whose h it is: "head", a small network that learns beside the others; or "rule", where the rule stops that
+            `snell` solves on the fit split after every epoch, for the network and the price of the moment.
     """
+
+    by: Literal["head", "rule"] = "head"
+
+    def __post_init__(self) -> None:
+        if self.by not in ("head", "rule"):
+            raise InputError(f"by={self.by!r}: give 'head' or 'rule'")
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset({"price", "halting"})
+        return frozenset({"price", "halting" if self.by == "head" else "rule"})
 
     def __call__(self, seen: Seen) -> Float[Tensor, " n"]:
         assert seen.halting is not None
@@ -212,8 +224,8 @@ class DepthLoss:
             those who get there have still to pay. It made no difference to deep supervision (docs/depth_loss.md).
 
     Raises:
-        InputError: a price that is negative or that no part uses, no part, a weight that is not positive, or a share
-            outside [0, 1).
+        InputError: a price that is negative or that no part uses, no part, a weight that is not positive, a share
+            outside [0, 1), or parts that stop by a head and by a rule.
     """
 
     price: float = 0.0
@@ -229,6 +241,8 @@ class DepthLoss:
             raise InputError(f"price {self.price}: give a number of nats per unit of cost, 0 or more")
         if not self.parts or any(not 0 < weight < math.inf for weight, _ in self.parts):
             raise InputError(f"parts {self.parts}: give at least one (weight, part), weights above 0")
+        if {"halting", "rule"} <= self.needs:
+            raise InputError(f"parts {self.parts} stop by a head and by a rule: give one of them")
         if self.price > 0 and "price" not in self.needs:
             raise InputError(f"price {self.price} has no effect on {self.parts}: give price 0, or another part")
 

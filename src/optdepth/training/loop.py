@@ -125,7 +125,8 @@ def train(
 
     Args:
         network: ends on the device it was trained on, in evaluation mode.
-        data: its train split trains, its fit split (at most 5,000 samples) shows progress; no other is read.
+        data: its train split trains; its fit split (at most 5,000 samples) shows progress, and fits the rule of a loss
+            that has one; no other is read.
         loss: what the trunk is asked.
         task: (answer, labels) -> (n,), the loss per sample, where it is not cross-entropy; the price of `loss` is in
             its unit, and no accuracy is reported.
@@ -248,7 +249,7 @@ class _Run:
                 advance(f"epoch {epoch + 1}/{settings.epochs}, loss {losses[:, -1].mean():.3f}{self.shown}")
         means = self.accelerator.reduce(total / self.steps, "mean")
         price = self.loss.price_at((epoch + 1) / settings.epochs)
-        accuracy = self._accuracy() if self.classifies else ()
+        accuracy = self._judged(price) if self.classifies else ()
         if accuracy:
             self.shown = f", accuracy {accuracy[0]:.1%} at the first exit, {accuracy[-1]:.1%} at the last"
         return Epoch(tuple(means.tolist()), price, accuracy, time.monotonic() - begin)
@@ -264,18 +265,25 @@ class _Run:
         result: Tensor = losses
         return result
 
-    def _accuracy(self) -> tuple[float, ...]:
-        """Of each exit, on at most 5,000 evenly spaced samples of the fit split."""
+    def _judged(self, price: float) -> tuple[float, ...]:
+        """Accuracy of each exit on at most 5,000 evenly spaced samples of the fit split.
+
+        The rule of the loss is solved on them, if it has one and a price is in force.
+        """
         split, device = self.data.splits["fit"], self.accelerator.device
         chosen = np.unique(np.linspace(0, len(split) - 1, 5000, dtype=np.int64)).tolist()
-        hits = torch.zeros(len(self.network.exits), device=device)
+        answers: list[list[Tensor]] = []
+        targets: list[Tensor] = []
         self.network.eval()
         with torch.no_grad(), self.accelerator.autocast():
             for held, labels in DataLoader(Subset(split, chosen), batch_size=500):
                 inputs = self.data.inputs(tree_map(lambda tensor: tensor.to(device), held))
-                for k, logits in enumerate(self.network(inputs)):
-                    hits[k] += (logits.argmax(1) == labels.to(device)).sum()
-        return tuple((hits / len(chosen)).tolist())
+                answers.append(self.network(inputs))
+                targets.append(labels.to(device))
+        logits, right = [torch.cat(one) for one in zip(*answers, strict=True)], torch.cat(targets)
+        if "rule" in self.loss.needs and price > 0:
+            self.accelerator.unwrap_model(self.model).solve(logits, right, price)
+        return tuple(float((answer.argmax(1) == right).float().mean()) for answer in logits)
 
     @contextmanager
     def bar(self, *, shown: bool, done: int) -> Iterator[Callable[[str], None]]:
@@ -319,7 +327,10 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        return [Epoch(**epoch) for epoch in state["epochs"]]
+        done = [Epoch(**epoch) for epoch in state["epochs"]]
+        if "rule" in self.loss.needs:
+            self._judged(done[-1].price)  # the rule is not in the checkpoint: it is what this network's answers give
+        return done
 
     def finish(self, done: list[Epoch]) -> History:
         """Write the record and the network."""

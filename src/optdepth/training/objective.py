@@ -1,18 +1,21 @@
 """One batch through a staged network: the loss to minimise, with each exit's share of it gated per sample."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ..errors import InputError
 from ..networks.staged import Inputs, StagedNetwork, State, hidden, residual_size
 from ..observe import Observer
+from ..stopping.snell import snell
 from ..tasks import TaskLoss, cross_entropy, losses_of
+from ..trace import Costs, Trace
 from .depth_loss import DepthLoss, Seen
 
 
@@ -28,8 +31,8 @@ class Objective(nn.Module):
             head needs class logits too, for those are what it sees.
 
     Raises:
-        InputError: costs that are not K, positive, and in order; nothing to train; or distillation in another task than
-            classification.
+        InputError: costs that are not K, positive, and in order; nothing to train; distillation, or a rule to solve, in
+            another task than classification.
     """
 
     costs: Tensor
@@ -53,6 +56,8 @@ class Objective(nn.Module):
             raise InputError("a frozen network with its last exit alone has nothing to train: add exits")
         if loss.distillation > 0 and task is not cross_entropy:
             raise InputError("distillation teaches class probabilities, so the task must be cross_entropy: give 0")
+        if "rule" in loss.needs and task is not cross_entropy:
+            raise InputError("a rule is solved on class logits, so the task must be cross_entropy: give by='head'")
         self.network, self.loss, self.frozen, self.task = network, loss, frozen, task
         if frozen:
             for part in (network.stem, network.stages, network.heads[-1]):
@@ -62,6 +67,33 @@ class Objective(nn.Module):
         self.register_buffer("costs", scaled / scaled[-1], persistent=False)
         depths = [exit.depth / network.exits[-1].depth for exit in network.exits]
         self.halting = HaltingHead(depths) if "halting" in loss.needs else None
+        # Of the rule solved last. The rule itself is a module, and would go into checkpoints.
+        self.stops: Callable[[Trace], Bool[np.ndarray, "n K-1"]] | None = None
+
+    def solve(self, logits: list[Float[Tensor, "n classes"]], targets: Tensor, price: float) -> None:
+        """Solve the rule anew, for these answers of the network as it is, at a price in the loss's unit."""
+        losses = torch.stack([losses_of(self.task, answer, targets) for answer in logits], 1)
+        self.stops = snell(self._trace(logits, losses), price=price).stops
+
+    def _trace(self, logits: list[Float[Tensor, "n classes"]], losses: Float[Tensor, "n K"]) -> Trace:
+        answers = torch.stack(logits, 1).float().cpu()
+        costs = Costs.of(self.costs.double().cpu().numpy())
+        return Trace.from_answers(answers, losses.detach().double().cpu(), costs, kind="classes")
+
+    def _halting(
+        self, logits: list[Float[Tensor, "n classes"]], losses: Float[Tensor, "n K"]
+    ) -> Float[Tensor, "n K"] | None:
+        """h, if a part needs it; that of a rule stops at the last exit alone until the first is solved."""
+        if self.halting is not None:
+            found: Tensor = self.halting(logits)
+            return found
+        if "rule" not in self.loss.needs:
+            return None
+        halting = torch.zeros_like(losses)
+        halting[:, -1] = 1
+        if self.stops is not None:
+            halting[:, :-1] = torch.from_numpy(self.stops(self._trace(logits, losses))).to(halting)
+        return halting
 
     def forward(self, inputs: Inputs, targets: Tensor, price: float) -> tuple[Float[Tensor, ""], Float[Tensor, "n K"]]:
         """The loss, and the detached losses of the task at the exits."""
@@ -71,7 +103,7 @@ class Objective(nn.Module):
         plain = torch.stack([losses_of(self.task, answer, targets) for answer in logits], 1)
         losses = self._distilled(plain, logits) if self.loss.distillation > 0 else plain
         fixed = losses.detach().requires_grad_()
-        halting = None if self.halting is None else self.halting([answer.detach() for answer in logits])
+        halting = self._halting([answer.detach() for answer in logits], fixed)
         asked = self.loss(Seen(fixed, self.costs, price, halting, residuals))
         (weights,) = torch.autograd.grad(asked.sum(), fixed, retain_graph=True, materialize_grads=True)
         if self.loss.balanced:
