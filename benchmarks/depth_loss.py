@@ -195,11 +195,11 @@ def trained(study: Study, arm: Arm, run: Run, seed: int) -> None:
         data,
         loss=arm.loss,
         costs=costs,
-        epochs=study.epochs[("scratch", "frozen", "late").index(arm.kind)],
+        epochs=study.epochs[{"frozen": 1, "late": 2}.get(arm.kind, 0)],
         lr=0.02 if arm.kind == "late" else 0.1,
         schedule="cosine" if arm.kind == "late" else "one-cycle",
         precision=study.precision,
-        backbone="frozen" if arm.kind == "frozen" else "joint",
+        backbone="frozen" if arm.kind in ("frozen", "long") else "joint",
         seed=seed,
         out=run.folder,
     )

@@ -99,14 +99,15 @@ class Arm:
 
     Attributes:
         what: it is, in the words of the table.
-        kind: "scratch"; "frozen": heads alone, on the trunk of `start`; "late": a fine-tuning of `start`;
-            "trunk": `start` without its early exits, as it is; "cascade": the networks of `members` one after another.
+        kind: "scratch"; "frozen": heads alone, on the trunk of `start`; "long": the same for as many epochs as from
+            scratch; "late": a fine-tuning of `start`; "trunk": `start` without its early exits, as it is; "cascade":
+            the networks of `members` one after another.
         heads: of the early exits; "none" is a network with its last exit alone.
         depth: layers; the study's where it is None.
     """
 
     what: str
-    kind: Literal["scratch", "frozen", "late", "trunk", "cascade"] = "scratch"
+    kind: Literal["scratch", "frozen", "long", "late", "trunk", "cascade"] = "scratch"
     heads: Literal["none", "linear", "conv", "branch"] = "linear"
     loss: DepthLoss = LAST
     start: str = ""
@@ -127,6 +128,8 @@ ARMS: dict[str, Arm] = {
     "plain+conv": Arm("conv heads on the frozen trunk of plain", "frozen", "conv", start="plain"),
     "plain+taught": Arm("conv heads, taught, on the frozen trunk of plain", "frozen", "conv", TAUGHT, "plain"),
     "light": Arm("2% of the trunk's gradient to each early exit, linear heads", loss=LIGHT),
+    "plain+taught-long": Arm("plain+taught, as long as from scratch", "long", "conv", TAUGHT, "plain"),
+    "plain+branch": Arm("branch heads, taught, on the frozen trunk of plain", "long", "branch", TAUGHT, "plain"),
     "branch-0": Arm("branch heads, taught, from scratch, none of the trunk's gradient", heads="branch", loss=TAUGHT),
     "light+taught": Arm("conv heads, taught, on the frozen trunk of light", "frozen", "conv", TAUGHT, "light"),
     "deep": Arm("deep supervision, linear heads", loss=DEEP),

@@ -15,8 +15,11 @@ from .staged import FAMILIES, Exit, StagedNetwork
 HEADS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "linear": lambda size, classes, width: PooledLinear(size, classes),
     "conv": lambda size, classes, width: PooledConv(size, classes, 2 * width),
-    # One step more than the trunk has still to halve its map, so that all end at the same size.
-    "branch": lambda size, classes, width: PooledBranch(size, classes, 4 - (size // width).bit_length()),
+    "branch": lambda size, classes, width: (
+        PooledBranch(size, classes, {width: 3, 2 * width: 2}[size])  # all end at the same size
+        if size < 4 * width
+        else PooledConv(size, classes, 2 * width)  # where the map is small, it sees as much for less
+    ),
 }
 """Kinds of early heads: channels of the state, classes, and width of the network -> head."""
 
