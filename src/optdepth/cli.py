@@ -77,8 +77,8 @@ def train(
         typer.Option(help="`all`, `last`, or names separated by commas, such as stage1.block2,stage3.block3."),
     ] = "all",
     heads: Annotated[
-        Literal["linear", "conv"],
-        typer.Option(help="Of the early exits: `conv` answers far better early and costs more at each look."),
+        Literal["linear", "conv", "branch"],
+        typer.Option(help="Of the early exits: each kind answers better early than the last, and costs more a look."),
     ] = "conv",
     start: Annotated[
         Path | None,
