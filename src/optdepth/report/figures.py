@@ -88,13 +88,14 @@ def frontiers(study: Study) -> Markup:
         figure = Figure(figsize=(_WIDTH, 7.9), layout="constrained")
         whole, difference, top = figure.subplots(3, 1, height_ratios=(3, 1, 2.5))
         _draw_frontiers(whole, study)
-        _draw_difference(difference, study)
-        difference.set_xlim(whole.get_xlim())
         _draw_frontiers(top, study)
         right = _right(study.full.loss)
         savings = [swept.saving(_TOP / 100) for swept in study.frontiers.values()]
         left = 1 - max((saving for saving in savings if np.isfinite(saving)), default=0.0)
-        top.set_xlim(_percent(left), whole.get_xlim()[1])
+        # An easy task is answered at a small part of the cost: the rest of the axis would say nothing.
+        run = np.concatenate([study.frontiers[name].curve()[0] for name in (SOLVED, study.rival)]) / study.full.cost
+        _draw_difference(difference, study, np.array([run.min(), run.max()]))
+        top.set_xlim(*_percent(np.array([left, run.max()]) + 0.03 * (run.max() - left) * np.array([-1, 1])))
         top.set_ylim(right - _TOP, right + _TOP / 4)
         top.set_title(f"enlarged: within {_TOP} points of the full network")
         figure.legend(*whole.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
@@ -127,8 +128,8 @@ def _draw_frontiers(axes: Any, study: Study) -> None:
     axes.set_xlabel("mean cost, % of the full network")
 
 
-def _draw_difference(axes: Any, study: Study) -> None:
-    grid = _grid(study)
+def _draw_difference(axes: Any, study: Study, shares: Float[Array, " 2"]) -> None:
+    grid = np.linspace(shares[0], shares[1], 400) * study.full.cost
     rival = study.frontiers[study.rival].resampled(grid, seed=study.seed)
     gained = 100 * (rival - study.frontiers[SOLVED].resampled(grid, seed=study.seed))
     low, middle, high = np.quantile(gained, [0.05, 0.5, 0.95], axis=0)
@@ -136,7 +137,10 @@ def _draw_difference(axes: Any, study: Study) -> None:
     axes.axhline(0, color=INK, lw=0.8)
     axes.fill_between(share, low, high, color=BLUE, alpha=0.2, lw=0)
     axes.plot(share, middle, color=BLUE, lw=1.6)
+    if not np.isfinite(middle).any():
+        axes.text(0.5, 0.7, "hardly any mean cost that both reach", transform=axes.transAxes, ha="center", color=FAINT)
     axes.set_title(f"snell minus {study.rival}, at equal mean cost")
+    axes.set_xlim(*_percent(shares))
     axes.set_ylabel("points")
 
 
