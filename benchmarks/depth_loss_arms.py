@@ -66,6 +66,7 @@ EARLY: dict[str, tuple[str, Literal["linear", "conv", "branch"], DepthLoss]] = {
             ("matched", "matched gradients, by the rule solved anew each epoch", StoppingCost("rule"), PRICE),
         )
     },
+    "branch-with-stopping": ("branch-0 and a fifth of stopping cost", "branch", _with(StoppingCost(), PRICE)),
     **{
         f"with-{name}": (f"taught-0 and a fifth of {what}", "conv", _with(part, price))
         for name, what, part, price in (
