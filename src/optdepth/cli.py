@@ -78,7 +78,7 @@ def train(
     ] = "all",
     heads: Annotated[
         Literal["linear", "conv", "branch"],
-        typer.Option(help="Of the early exits: each kind answers better early than the last, and costs more a look."),
+        typer.Option(help="Of the early exits. Those named later answer better early, and cost more at each look."),
     ] = "conv",
     start: Annotated[
         Path | None,
