@@ -52,8 +52,6 @@ EARLY: dict[str, tuple[str, Literal["linear", "conv", "branch"], DepthLoss]] = {
     "conv-even": ("balanced deep supervision, conv heads", "conv", _balanced(DeepSupervision("equal"))),
     "conv-5": ("balanced, 5% to each early exit, conv heads", "conv", _balanced(DeepSupervision(0.05))),
     "conv-stopping": ("balanced stopping cost, conv heads", "conv", _balanced(StoppingCost(), price=PRICE)),
-    "branch-2": ("branch heads, taught, 2% to each early exit", "branch", _share(0.02, TAUGHT.distillation)),
-    "branch-5": ("branch heads, taught, 5% to each early exit", "branch", _share(0.05, TAUGHT.distillation)),
     "branch-even": ("branch heads, taught, equal shares", "branch", _share("equal", TAUGHT.distillation)),
     **{
         name: (f"conv heads, taught, balanced, {what}", "conv", _balanced(part, TAUGHT.distillation, price))
