@@ -44,7 +44,7 @@ def test_every_method_takes_a_price_and_a_budget(halves: list[Trace]) -> None:
             found = evaluate(solve_at(fit, family(fit), **asked), test)
             assert found.loss < 1, name
         assert found.cost < 0.9, name
-    assert set(FAMILIES) == {"snell", "lookahead", *BASELINES}
+    assert set(FAMILIES) == {"snell", "placed", "lookahead", *BASELINES}
 
 
 @pytest.mark.parametrize("method", FAMILIES)

@@ -10,6 +10,7 @@ from conftest import noisy_logits
 from optdepth.errors import InputError
 from optdepth.observe import Observer
 from optdepth.stopping.baselines import confidence, entropy, patience
+from optdepth.stopping.evaluate import applied
 from optdepth.stopping.lookahead import lookahead
 from optdepth.stopping.placed import Placed, placed
 from optdepth.stopping.rule import FixedDepth, Rule
@@ -85,9 +86,25 @@ def test_where_no_look_pays_there_is_none(splits: tuple[Trace, Trace]) -> None:
     assert rule.looks == (False,) * 7 + (True,)
 
 
+def test_a_budget_is_met_by_the_price(splits: tuple[Trace, Trace]) -> None:
+    fit = dear_looks(splits[0])
+    rule = placed(fit, budget=0.6 * fit.costs.full)
+    assert 0.5 * fit.costs.full < applied(rule, fit).cost <= 0.6 * fit.costs.full
+
+
+def test_without_a_margin_it_decides_on_what_refers_to_one_exit(splits: tuple[Trace, Trace]) -> None:
+    names = ("entropy", "streak", "confidence")
+    fit = dataclasses.replace(splits[0], observations=splits[0].columns(names), features=names)
+    assert placed(fit, price=0.1).features == ("entropy", "confidence")
+
+
 def test_features_with_a_history_are_refused(splits: tuple[Trace, Trace]) -> None:
     with pytest.raises(InputError, match="streak refers to the exit before"):
         placed(splits[0], price=0.1, features=("margin", "streak"))
+    with pytest.raises(InputError, match="no feature left to decide on: streak"):
+        placed(
+            dataclasses.replace(splits[0], observations=splits[0].columns(["streak"]), features=("streak",)), price=0.1
+        )
     inner = lookahead(splits[0], price=0.1)
     assert "streak" in inner.features
     with pytest.raises(InputError, match="streak refers"):

@@ -39,6 +39,7 @@ which people with any colour vision can tell apart; line styles and labels say t
 
 LINES: dict[str, tuple[str, Any]] = {
     "snell": (BLUE, "-"),
+    "placed": (SKY, "-"),
     "lookahead": (GREEN, "-"),
     "confidence": (ORANGE, (0, (4, 2))),
     "confidence per exit": (ORANGE, "-"),

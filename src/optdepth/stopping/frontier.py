@@ -15,6 +15,7 @@ from ..trace import Trace
 from .baselines import threshold_family
 from .evaluate import Evaluation, evaluate
 from .lookahead import lookahead_family
+from .placed import placed_family
 from .price import Family
 from .rule import FixedDepth, Origin
 from .snell import snell_family
@@ -23,6 +24,7 @@ Array = np.ndarray
 
 FAMILIES: dict[str, Callable[[Trace], Family]] = {
     "snell": snell_family,
+    "placed": placed_family,
     "lookahead": lookahead_family,
     "confidence": partial(threshold_family, feature="confidence"),
     "confidence per exit": partial(threshold_family, feature="confidence", per_exit=True),
@@ -33,7 +35,7 @@ FAMILIES: dict[str, Callable[[Trace], Family]] = {
 }
 """Every solver by its display name: a trace made ready gives the rule at any price."""
 
-BASELINES = tuple(name for name in FAMILIES if name not in ("snell", "lookahead"))
+BASELINES = tuple(name for name in FAMILIES if name not in ("snell", "placed", "lookahead"))
 """Tuned thresholds, the rules in use today."""
 
 _GROUPS = 20

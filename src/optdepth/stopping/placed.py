@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..trace import Trace
 from .placement import keep, place
+from .price import Family, solve_at
 from .rule import FixedDepth, Origin, Rule
 from .snell import snell
 
@@ -62,9 +63,15 @@ class Placed(Rule):
 
 
 def placed(
-    trace: Trace, *, price: float, features: Sequence[str] = ("margin",), most: int | None = None, seed: int = 0
+    trace: Trace,
+    *,
+    price: float | None = None,
+    budget: float | None = None,
+    features: Sequence[str] | None = None,
+    most: int | None = None,
+    seed: int = 0,
 ) -> Rule:
-    """The solved rule on the exits that are worth their look at this price, at the trace's costs.
+    """The solved rule on the exits that are worth their look, at the trace's costs.
 
     With costs measured at the batch size that is served, this is the rule that the clock follows: at batch 1 a look may
     cost as much as a small block, at batch 256 next to nothing, and the exits kept differ. `dataclasses.replace(trace,
@@ -72,19 +79,35 @@ def placed(
 
     Args:
         trace: the fit split.
-        price: loss that one unit of cost is worth.
-        features: observations to decide on, none with a history.
+        price, budget: as in `solve_at`; exactly one.
+        features: observations to decide on, none with a history. If none are named, the margin, or where the trace has
+            none, all without a history.
         most: look at so many exits at most, the last included.
         seed: of the folds.
 
     Raises:
         InputError: a feature with a history, or what `place` and `snell` raise.
     """
+    return solve_at(trace, placed_family(trace, features=features, most=most, seed=seed), price=price, budget=budget)
+
+
+def placed_family(
+    trace: Trace, *, features: Sequence[str] | None = None, most: int | None = None, seed: int = 0
+) -> Family:
+    """`placed` at any price; the exits kept are those that pay at that price."""
+    if features is None:
+        features = ("margin",) if "margin" in trace.features else [f for f in trace.features if f not in HISTORY]
     if history := [name for name in features if name in HISTORY]:
         raise InputError(f"{history[0]} refers to the exit before, which a placed rule may not look at; leave it out")
+    if not features:
+        raise InputError(f"no feature left to decide on: {', '.join(trace.features)} refer to the exit before")
     narrow = replace(trace, observations=trace.columns(features), features=tuple(features))
-    exits = place(narrow, price=price, most=most, seed=seed).exits
-    if len(exits) == 1:
-        return FixedDepth(Origin.of(trace, price), exits[0])
-    inner = snell(keep(narrow, exits), price=price, features=features, seed=seed)
-    return Placed(Origin.of(trace, price), inner, exits)
+
+    def at(price: float) -> Rule:
+        exits = place(narrow, price=price, most=most, seed=seed).exits
+        if len(exits) == 1:
+            return FixedDepth(Origin.of(trace, price), exits[0])
+        inner = snell(keep(narrow, exits), price=price, features=features, seed=seed)
+        return Placed(Origin.of(trace, price), inner, exits)
+
+    return at
