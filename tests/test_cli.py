@@ -72,7 +72,7 @@ def test_the_steps_share_files_and_end_in_a_report(cli: Cli, run: Path) -> None:
     assert status == 0
     result = json.loads(out)
     rows = {row["method"]: row for row in result["rows"]}
-    assert {"full network", "snell", "lookahead", "confidence", "patience per exit"} <= set(rows)
+    assert {"full network", "snell", "placed", "lookahead", "confidence", "patience per exit"} <= set(rows)
     assert rows["full network"]["accuracy"] > 0.6
     assert rows["snell"]["cost"] < 1
     assert all(row.get("engine exits unlike the trace's", 0) <= 1 for row in rows.values())
@@ -108,6 +108,16 @@ def test_export_writes_a_bundle_that_is_served(cli: Cli, run: Path, tmp_path: Pa
     refused(cli("export", run, "--rule", "magic", "--out", bundle), "no rule 'magic'", "confidence")
     refused(cli("export", run, "--rule", "confidence", "--out", run), "something else than a bundle")
     assert len(Runtime(bundle).graphs) == 3
+
+
+def test_the_rule_exported_unless_told_otherwise_looks_only_where_it_pays(cli: Cli, run: Path, tmp_path: Path) -> None:
+    refused(cli("export", run, "--out", tmp_path / "bundle"), "no rules in", "optdepth solve")
+    assert cli("solve", run, "--price", 0.1, "--method", "placed")[0] == 0
+    assert cli("export", run, "--out", tmp_path / "bundle")[0] == 0
+    rule, served = Run(run).rules()["placed"], Runtime(tmp_path / "bundle")
+    assert len(served.graphs) == sum(rule.looks) < len(rule.looks)
+    images = np.concatenate([batch.numpy() for batch, _ in Run(run).data().batches("test")])
+    assert np.array_equal(served(images).exit, rule.exits(Run(run).trace("test")))
 
 
 def test_the_same_seed_gives_the_same_result(cli: Cli, run: Path) -> None:

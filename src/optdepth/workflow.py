@@ -189,7 +189,7 @@ def export_run(run: Run, *, rule: str, out: Path, progress: bool) -> Bundle:
     Tuned thresholds are scores of samples of the fit split: there rounding decides who stops, and the check would fail.
 
     Args:
-        rule: name of one that was solved, such as "snell".
+        rule: name of one that was solved, such as "placed".
     """
     from .export.onnx import export
 

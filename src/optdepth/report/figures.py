@@ -49,6 +49,7 @@ LINES: dict[str, tuple[str, Any]] = {
     "patience per exit": (AMBER, "-"),
 }
 """Colour and line style of each method: a colour for each feature, dashed for one common threshold."""
+SAID = {SOLVED: f"{SOLVED} (solved rule)", "placed": "placed (solved, looks where it pays)"}
 _STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -113,7 +114,7 @@ def _draw_frontiers(axes: Any, study: Study) -> None:
         if chosen:
             low, _, high = swept.band(grid, seed=study.seed)
             axes.fill_between(_percent(grid / full), _right(high), _right(low), color=colour, alpha=0.2, lw=0)
-        said = {SOLVED: f"{SOLVED} (solved rule)", study.rival: f"{study.rival} (best threshold)"}.get(name, name)
+        said = SAID.get(name, f"{name} (best threshold)" if name == study.rival else name)
         line = {"color": colour, "ls": style, "lw": 2.2 if chosen else 1.1, "label": said}
         axes.plot(_percent(costs / full), _right(losses), zorder=4 if name == SOLVED else 3, **line)
     fixed = np.array([(depth.cost / full, depth.loss) for depth in study.depths[:-1]]).T

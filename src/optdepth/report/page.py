@@ -138,7 +138,8 @@ def _frontiers(study: Study) -> Section:
     text = (
         "Every line is one way of deciding where to stop, from eager on the left to patient on the right; higher is "
         "more right answers, further left is cheaper. All were tuned on other inputs than those that judge them here. "
-        "A rule earns its keep where it lies above the dots, which stand for shallower networks.",
+        "A rule earns its keep where it lies above the dots, which stand for shallower networks. All look at every "
+        "exit that they pass, except placed: the solved rule that looks only where a look is worth its cost.",
         "The small chart subtracts the best threshold's line from the solved rule's: above zero the solved rule is "
         "more accurate for the same cost. Shaded: 90% of 200 redraws of the test inputs. The table reads off what "
         "share of the full network's cost each method needs to be as accurate as it, or nearly.",
