@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from depth_loss_bands import falling
+from optdepth.stopping.frontier import SOLVED
 from provenance import table_row
 
 Figures = dict[str, Any]
@@ -38,7 +39,7 @@ def frontier_of(run: Figures) -> tuple[np.ndarray, np.ndarray]:
     costs, losses = exits_of(run)
     if "sweep" not in run:
         return costs, losses
-    points = [found["methods"]["snell"]["test"] for found in run["sweep"]]
+    points = [found["methods"][SOLVED]["test"] for found in run["sweep"]]
     return falling(
         np.array([costs[0], *(point["cost"] for point in points), costs[-1]]),
         np.array([losses[0], *(point["loss"] for point in points), losses[-1]]),

@@ -15,9 +15,11 @@ from depth_loss_bands import Swept, ahead
 from optdepth.stopping.certify import certified
 from optdepth.stopping.evaluate import Evaluation, evaluate
 from optdepth.stopping.finite import finite_depth
-from optdepth.stopping.frontier import BASELINES, FAMILIES, fixed_depths
-from optdepth.stopping.placement import keep, place
-from optdepth.stopping.rule import FixedDepth, Origin, Rule
+from optdepth.stopping.frontier import BASELINES, FAMILIES, SOLVED, fixed_depths
+from optdepth.stopping.placed import Placed
+from optdepth.stopping.placement import keep
+from optdepth.stopping.price import Family
+from optdepth.stopping.rule import FixedDepth, Origin
 from optdepth.trace import Trace
 from optdepth.training.loop import RECORD
 from optdepth.workflow import Run, versions
@@ -25,14 +27,15 @@ from provenance import commit, processor
 
 PRICES = (0.001, 0.0032, *np.geomspace(0.01, 1.0, 13).round(4).tolist())
 """Loss that one full pass is worth. The two lowest fill the frontier up to the cost of the whole network."""
-METHODS = ("snell", *BASELINES)
+METHODS = (SOLVED, *BASELINES)
 JUDGES = ("certify", "test")
 
 
 def judge(traces: dict[str, Trace]) -> dict[str, Any]:
     """Accuracy of every exit, solved rule and tuned thresholds at every price and budget, certificate, residuals."""
     fit = traces["fit"]
-    sweep, rules = zip(*(at_price(traces, price) for price in PRICES), strict=True)
+    family = FAMILIES[SOLVED](fit)
+    sweep, rules = zip(*(at_price(traces, family, price) for price in PRICES), strict=True)
     costs = {"reach": fit.costs.reach.tolist(), "probe": fit.costs.probe.tolist(), "paid": fit.costs.paid().tolist()}
     return {
         "samples": {split: len(trace) for split, trace in traces.items()},
@@ -41,7 +44,7 @@ def judge(traces: dict[str, Trace]) -> dict[str, Any]:
         "accuracy": {split: (1 - trace.losses.mean(0)).tolist() for split, trace in traces.items()},
         "sweep": sweep,
         "ahead": at_budgets(traces["test"], rules),
-        "certificate": certificate(traces),
+        "certificate": certificate(traces, family),
         "residuals": residuals(traces["test"]),
     }
 
@@ -58,34 +61,33 @@ def at_budgets(test: Trace, rules: Sequence[dict[str, Evaluation]]) -> list[dict
     for method in METHODS:
         found = [each[0], *(rule[method] for rule in rules), each[-1]]
         swept[method] = Swept(np.stack([one.losses for one in found]), np.stack([one.costs for one in found]))
-    return ahead(swept.pop("snell"), swept)
+    return ahead(swept.pop(SOLVED), swept)
 
 
-def at_price(traces: dict[str, Trace], price: float) -> tuple[dict[str, Any], dict[str, Evaluation]]:
-    """What each method does with the exits that the fit split keeps at a price; and its rule on the test samples."""
-    exits = place(traces["fit"], price=price).exits
-    kept = traces if len(exits) == 1 else {split: keep(trace, exits) for split, trace in traces.items()}
+def at_price(traces: dict[str, Trace], family: Family, price: float) -> tuple[dict[str, Any], dict[str, Evaluation]]:
+    """What each method does with the exits that the solved rule looks at; and its rule on the test samples."""
+    rule = family(price)
+    if isinstance(rule, Placed):
+        rule, exits = rule.inner, list(rule.kept)
+        kept = {split: keep(trace, exits) for split, trace in traces.items()}
+        rules = {SOLVED: rule, **{method: FAMILIES[method](kept["fit"])(price) for method in BASELINES}}
+    else:  # no look pays, and all methods come to the whole network
+        kept, exits = traces, [traces["fit"].exits - 1]
+        rules = dict.fromkeys(METHODS, rule)
+    judged = {method: {split: evaluate(one, kept[split]) for split in JUDGES} for method, one in rules.items()}
     rows: dict[str, Any] = {}
-    judged: dict[str, dict[str, Evaluation]] = {}
-    for method in METHODS:
-        rule: Rule = (
-            FixedDepth(Origin.of(kept["fit"], price), kept["fit"].exits - 1)
-            if len(exits) == 1
-            else FAMILIES[method](kept["fit"])(price)
-        )
-        judged[method] = {split: evaluate(rule, kept[split]) for split in JUDGES}
-        rows[method] = {split: summary(found, price) for split, found in judged[method].items()}
-        if method == "snell":
-            bounds = finite_depth(kept["test"], rule, price=price)
-            rows[method]["test"] |= {
-                "shares": judged[method]["test"].shares.round(4).tolist(),
-                "deepest used": bounds.deepest,
-                "deepest by the bounds": bounds.bound,
-            }
-        else:
-            rows[method]["test"] |= behind(judged[method]["test"], judged["snell"]["test"], price)
+    for method, found in judged.items():
+        rows[method] = {split: summary(each, price) for split, each in found.items()}
+        if method != SOLVED:
+            rows[method]["test"] |= behind(found["test"], judged[SOLVED]["test"], price)
+    bounds = finite_depth(kept["test"], rule, price=price)
+    rows[SOLVED]["test"] |= {
+        "shares": judged[SOLVED]["test"].shares.round(4).tolist(),
+        "deepest used": bounds.deepest,
+        "deepest by the bounds": bounds.bound,
+    }
     test = {method: found["test"] for method, found in judged.items()}
-    return {"price": price, "exits": list(exits), "methods": rows}, test
+    return {"price": price, "exits": exits, "methods": rows}, test
 
 
 def summary(found: Evaluation, price: float) -> dict[str, float]:
@@ -106,13 +108,10 @@ def behind(rival: Evaluation, solved: Evaluation, price: float) -> dict[str, flo
     return {"behind": float(apart.mean()), "behind_error": float(apart.std(ddof=1) / np.sqrt(len(apart)))}
 
 
-def certificate(traces: dict[str, Trace]) -> dict[str, Any]:
-    """The cheapest solved rule whose loss exceeds the full network's by at most 1%, with 95% confidence.
-
-    All exits are kept: the rules to be tested must share them.
-    """
+def certificate(traces: dict[str, Trace], family: Family) -> dict[str, Any]:
+    """The cheapest solved rule whose loss exceeds the full network's by at most 1%, with 95% confidence."""
     found = certified(
-        FAMILIES["snell"](traces["fit"]),
+        family,
         traces["fit"],
         traces["certify"],
         risk=0.01,

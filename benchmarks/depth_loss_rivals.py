@@ -8,6 +8,7 @@ import numpy as np
 
 from depth_loss_bands import BUDGETS
 from depth_loss_figures import Figures, Found, at, by_seed, cost_at, last_loss, rule, solved, spread
+from optdepth.stopping.frontier import SOLVED
 from provenance import table_row
 
 DROPS = (0.0, 0.01, 0.02, 0.05)
@@ -108,7 +109,7 @@ def choice(found: Found) -> dict[float, str]:
 def value(found: Found, arm: str, price: float, split: str) -> float:
     """Loss + price x cost of the solved rule, the mean over the seeds that most arms have."""
     runs = by_seed(found, arm)
-    return float(np.mean([at(runs[seed], price)["methods"]["snell"][split]["value"] for seed in shared_seeds(found)]))
+    return float(np.mean([at(runs[seed], price)["methods"][SOLVED][split]["value"] for seed in shared_seeds(found)]))
 
 
 def joined(found: Found, chosen: dict[float, str], seed: int) -> Figures:

@@ -131,8 +131,8 @@ def _page(name: str, result: dict[str, Any]) -> str:
 def _picture(name: str, result: dict[str, Any], path: Path) -> None:
     """Accuracy against mean cost: the solved rule, tuned thresholds, shallower networks."""
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    styles = {"snell": ("#0072b2", 2.5, "solved rule"), "confidence": ("#d55e00", 1.5, "confidence threshold, tuned")}
-    styles |= {"placed": ("#56b4e9", 2.0, "solved rule, looks where it pays")}
+    styles = {"placed": ("#0072b2", 2.5, "solved rule"), "confidence": ("#d55e00", 1.5, "confidence threshold, tuned")}
+    styles |= {"snell": ("#56b4e9", 2.0, "solved rule, looks at every exit")}
     styles |= {"patience": ("#8a6d00", 1.5, "patience, tuned"), "lookahead": ("#009e73", 1.5, "one-step look-ahead")}
     for row in result["sweep"]:
         if row["method"] in styles:

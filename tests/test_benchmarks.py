@@ -9,6 +9,7 @@ import torch
 
 from optdepth.errors import InputError
 from optdepth.networks import load_network
+from optdepth.stopping.frontier import SOLVED
 from optdepth.training.depth_loss import Seen
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -39,7 +40,7 @@ def test_the_study_judges_arms_and_resumes(study, tmp_path: Path) -> None:
     assert kept.heads[0].look is not None
     assert len(taught["sweep"]) == 15
     for found in taught["sweep"]:
-        test = found["methods"]["snell"]["test"]
+        test = found["methods"][SOLVED]["test"]
         assert test["value"] == pytest.approx(test["loss"] + found["price"] * test["cost"])
         assert sum(test["shares"]) == pytest.approx(1, abs=1e-3)
     # A member of a cascade that is not looked at costs nothing: the last one alone is the plain network.
@@ -174,7 +175,7 @@ def test_arms_are_chosen_on_the_seeds_that_most_of_them_have(study) -> None:
     from depth_loss_rivals import choice
 
     def run(seed: int, value: float) -> dict[str, object]:
-        found = {"snell": {split: {"value": value} for split in ("certify", "test")}}
+        found = {SOLVED: {split: {"value": value} for split in ("certify", "test")}}
         return {"seed": seed, "sweep": [{"price": 0.1, "methods": found}]}
 
     found = {"a": [run(0, 0.3), run(1, 0.1)], "b": [run(0, 0.2)], "c": [run(0, 0.4)], "lucky": [run(1, 0.01)]}

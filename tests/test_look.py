@@ -10,7 +10,8 @@ from conftest import noisy_logits
 from optdepth.errors import InputError
 from optdepth.observe import Observer
 from optdepth.stopping.baselines import confidence, entropy, patience
-from optdepth.stopping.evaluate import applied
+from optdepth.stopping.bounds import prophet
+from optdepth.stopping.evaluate import applied, evaluate
 from optdepth.stopping.lookahead import lookahead
 from optdepth.stopping.placed import Placed, placed
 from optdepth.stopping.rule import FixedDepth, Rule
@@ -69,6 +70,16 @@ def test_dear_looks_are_left_out_and_that_is_worth_it(splits: tuple[Trace, Trace
         (test.losses + 0.2 * test.costs.paid(rule.looks))[np.arange(len(test)), rule.exits(test)]
     )
     assert value(rule) < value(everywhere)
+
+
+def test_hindsight_looks_only_where_it_stops_so_no_placed_rule_beats_it() -> None:
+    """All are right from exit 2 on and nobody before: the placed rule passes the dear looks by, as hindsight does."""
+    losses = np.repeat([[1.0, 1.0, 0.0, 0.0]], 400, axis=0)
+    noise = np.random.default_rng(0).random((400, 4, 1))
+    fit, test = Trace(losses, noise, Costs.of([1, 2, 3, 4], 0.5), ("noise",)).split(0.5, 0.5, seed=0)
+    rule, best = placed(fit, price=0.1), prophet(test, price=0.1)
+    assert rule.looks == (False, False, True, True)
+    assert evaluate(rule, test).value(0.1) == pytest.approx(best.value) == pytest.approx(0.35)
 
 
 def test_a_placed_rule_survives_being_saved(splits: tuple[Trace, Trace], tmp_path) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import html
 import re
 from html.parser import HTMLParser
@@ -17,8 +18,8 @@ from optdepth.stopping.baselines import confidence
 from optdepth.stopping.certify import certified
 from optdepth.stopping.evaluate import evaluate
 from optdepth.stopping.frontier import FAMILIES
+from optdepth.stopping.placed import placed_family
 from optdepth.stopping.rule import FixedDepth, Origin
-from optdepth.stopping.snell import snell_family
 from optdepth.trace import Costs, Trace
 
 PRICE = 0.1
@@ -36,7 +37,7 @@ def synthetic(samples: int, exits: int) -> Trace:
     return Trace.from_logits(logits, labels, Costs.of(2e6 * depth, 1e4, unit="FLOPs").relative())
 
 
-def ingredients(exits: int = 3, methods: tuple[str, ...] = ("snell", "confidence", "patience")) -> dict[str, Any]:
+def ingredients(exits: int = 3, methods: tuple[str, ...] = ("placed", "confidence", "patience")) -> dict[str, Any]:
     fit, test = synthetic(900, exits).split(0.4, 0.6, seed=0)
     rules = {name: FAMILIES[name](fit)(PRICE) for name in methods}
     names = [f"block {k + 1}" for k in range(exits)]
@@ -53,7 +54,7 @@ def page(given: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str
     path = tmp_path_factory.mktemp("report") / "page.html"
     shade = lambda i: Image.new("L", (8, 8), i % 256)  # noqa: E731
     labels = [f"digit {i % 10}" for i in range(len(given["test"]))]
-    clock = [Clocked("snell", 64, full=2.125, engine=1.5, speedup=1.43, saving=1.79)]
+    clock = [Clocked("placed", 64, full=2.125, engine=1.5, speedup=1.43, saving=1.79)]
     write_report(path, **given, images=shade, labels=labels, clock=clock)
     return path.read_text()
 
@@ -120,7 +121,7 @@ def test_the_numbers_are_those_of_evaluate(page: str, given: dict[str, Any]) -> 
         assert f"{1 - found.loss:.2%} ± {100 * found.loss_error:.2f}" in page
         assert f"{found.cost / full:.1%} ± {100 * found.cost_error / full:.2f}" in page
         assert f"{found.value(PRICE):.4f} ± {found.value_error(PRICE):.4f}" in page
-    solved = evaluate(given["rules"]["snell"], given["test"])
+    solved = evaluate(given["rules"]["placed"], given["test"])
     headline = re.search(r'class="headline">(.*?)</p>', page, flags=re.DOTALL)
     assert headline is not None
     assert f"{1 - solved.loss:.2%} right at {solved.cost / full:.1%}" in headline[1]
@@ -142,7 +143,7 @@ def test_the_gallery_shows_the_first_and_the_last_to_stop(page: str) -> None:
 
 
 def test_two_exits_without_pictures_or_clock(tmp_path: Path) -> None:
-    write_report(tmp_path / "page.html", **ingredients(exits=2, methods=("snell", "entropy per exit")))
+    write_report(tmp_path / "page.html", **ingredients(exits=2, methods=("placed", "entropy per exit")))
     page = (tmp_path / "page.html").read_text()
     assert "First and last to stop" not in page
     assert "the clock" not in page
@@ -164,12 +165,12 @@ def test_hostile_text_is_shown_not_run(tmp_path: Path) -> None:
 
 def test_a_rule_that_treats_all_alike_has_no_edge(tmp_path: Path) -> None:
     given = ingredients(exits=2)
-    given["rules"]["snell"] = FixedDepth(Origin(given["fit"].costs), 1)
+    given["rules"]["placed"] = FixedDepth(Origin(given["fit"].costs), 1)
     write_report(tmp_path / "page.html", **given)
     assert "sends all inputs to the same exit" in (tmp_path / "page.html").read_text()
     given = ingredients(exits=2, methods=("confidence",))
     given["price"] = 1e3
-    given["rules"] = {name: confidence(given["fit"], price=1e3) for name in ("snell", "confidence")}
+    given["rules"] = {name: confidence(given["fit"], price=1e3) for name in ("placed", "confidence")}
     write_report(tmp_path / "page.html", **given)
     assert "there is no edge to see" in (tmp_path / "page.html").read_text()
 
@@ -227,8 +228,8 @@ def test_bad_input_is_refused(given: dict[str, Any], tmp_path: Path) -> None:
 
     refused("2 exit names", exits=["a", "b"])
     refused("1 labels for 540", labels=["a"])
-    refused("needs 'snell'", rules={"confidence": given["rules"]["confidence"]})
-    refused("needs 'snell'", rules={"snell": given["rules"]["snell"]})
+    refused("needs 'placed'", rules={"confidence": given["rules"]["confidence"]})
+    refused("needs 'placed'", rules={"placed": given["rules"]["placed"]})
     refused("solved at price 0.1, the report is for 0.2", price=0.2)
     refused("cannot judge it", test=given["fit"])
     half = Trace(given["test"].losses / 2, given["test"].observations, given["test"].costs)
@@ -237,15 +238,29 @@ def test_bad_input_is_refused(given: dict[str, Any], tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_promises_are_about_the_exits_that_the_rule_looks_at(tmp_path: Path) -> None:
+    dear = lambda trace: dataclasses.replace(trace, costs=Costs.of(trace.costs.reach, 0.1))  # noqa: E731
+    fit, certify, test = map(dear, synthetic(3_000, 5).split(0.3, 0.3, 0.4, seed=1))
+    rules = {name: FAMILIES[name](fit)(PRICE) for name in ("placed", "confidence")}
+    kept = [k for k, looks in enumerate(rules["placed"].looks) if looks]
+    assert 2 <= len(kept) < 5
+    given = {"title": "A report", "exits": list("abcde"), "fit": fit, "test": test, "rules": rules, "price": PRICE}
+    write_report(tmp_path / "page.html", **given, made=MADE, certify=certify)
+    numbered = ", ".join(f"{i} is {'abcde'[k]}" for i, k in enumerate(kept))
+    page = (tmp_path / "page.html").read_text()
+    assert f"about the exits that the rule looks at: {numbered}." in page
+    assert f"of 0 to {len(kept) - 1}" in page
+
+
 @pytest.mark.parametrize("exits", [2, 5])
 def test_promises_are_certified_on_other_samples(exits: int, tmp_path: Path) -> None:
     fit, certify, test = synthetic(3_000, exits).split(0.3, 0.3, 0.4, seed=1)
-    rules = {name: FAMILIES[name](fit)(PRICE) for name in ("snell", "confidence")}
+    rules = {name: FAMILIES[name](fit)(PRICE) for name in ("placed", "confidence")}
     names = [f"block {k + 1}" for k in range(exits)]
     given = {"title": "A report", "exits": names, "fit": fit, "test": test, "rules": rules, "price": PRICE}
     write_report(tmp_path / "page.html", **given, made=MADE, certify=certify)
     page = (tmp_path / "page.html").read_text()
-    found = certified(snell_family(fit), fit, certify, risk=0.01, confidence=0.95, measure="excess")
+    found = certified(placed_family(fit), fit, certify, risk=0.01, confidence=0.95, measure="excess")
     assert "What can be promised" in page
     assert str(found)[1:] in html.unescape(page)
     for trace in (fit, test):

@@ -191,8 +191,8 @@ def solve(
     method: Annotated[
         str,
         typer.Option(
-            help="One method, or `all`: snell, the solved rule; placed, the same looking only at the exits where a "
-            "look pays; and what they are compared with."
+            help="One method, or `all`: placed, the solved rule, which looks only at the exits where a look pays; "
+            "snell, the same looking at every exit; and what they are compared with."
         ),
     ] = "all",
     as_json: AsJson = False,
@@ -294,7 +294,7 @@ def continuous(
 def export(
     run: RunFolder,
     out: Annotated[Path, typer.Option(help="Folder of the bundle; an older bundle in it is replaced.")],
-    rule: Annotated[str, typer.Option(help="Name of the solved rule to export.")] = "placed",
+    rule: Annotated[str, typer.Option(help="Name of the rule to export.")] = "placed",
     as_json: AsJson = False,
 ) -> None:
     """Writes network and rule as ONNX graphs that are served without torch, and checks them against the engine."""
@@ -356,5 +356,5 @@ def _table(result: dict[str, Any]) -> Table:
     for row in result["rows"]:
         cells = [f"{100 * row['accuracy']:.2f} ± {100 * row['accuracy_error']:.2f}", f"{row['cost']:.3f}"]
         cells += [f"{clocked[row['method'], size]:.2f}x" for size in sizes]
-        table.add_row(row["method"], *cells, style="bold" if row["method"] in ("snell", "placed") else "")
+        table.add_row(row["method"], *cells, style="bold" if row["method"] == "placed" else "")
     return table

@@ -31,7 +31,7 @@ from .record import record
 from .report import Provenance, write_report
 from .stopping.bounds import prophet
 from .stopping.evaluate import Evaluation, evaluate
-from .stopping.frontier import FAMILIES
+from .stopping.frontier import FAMILIES, SOLVED
 from .stopping.gain import FRUGAL
 from .stopping.price import solve_at
 from .stopping.rule import FixedDepth, Origin, Rule
@@ -243,9 +243,9 @@ def report_run(run: Run, *, price: float | None, command: str) -> Path:
     """
     data, network, fit = run.data(), run.network(), run.trace("fit")
     if price is None:
-        solved = run.rules().get("snell")
+        solved = run.rules().get(SOLVED)
         if solved is None or solved.origin.price is None:
-            raise InputError(f"{run.folder} holds no rule 'snell' to take a price from; solve it, or give --price")
+            raise InputError(f"{run.folder} holds no rule {SOLVED!r} to take a price from; solve it, or give --price")
         price = solved.origin.price
     held = data.splits["test"]
     timings = []

@@ -16,8 +16,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from ..stopping.finite import DiminishingReturns
+from ..stopping.frontier import SOLVED
 from .regions import Decisions, Regions
-from .study import SOLVED, Study
+from .study import Study
 
 Array = np.ndarray
 
@@ -38,8 +39,8 @@ THEME = {
 which people with any colour vision can tell apart; line styles and labels say the same again."""
 
 LINES: dict[str, tuple[str, Any]] = {
-    "snell": (BLUE, "-"),
-    "placed": (SKY, "-"),
+    "placed": (BLUE, "-"),
+    "snell": (SKY, "-"),
     "lookahead": (GREEN, "-"),
     "confidence": (ORANGE, (0, (4, 2))),
     "confidence per exit": (ORANGE, "-"),
@@ -49,7 +50,7 @@ LINES: dict[str, tuple[str, Any]] = {
     "patience per exit": (AMBER, "-"),
 }
 """Colour and line style of each method: a colour for each feature, dashed for one common threshold."""
-SAID = {SOLVED: f"{SOLVED} (solved rule)", "placed": "placed (solved, looks where it pays)"}
+SAID = {SOLVED: f"{SOLVED} (solved rule)", "snell": "snell (solved, looks everywhere)"}
 _STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -141,7 +142,7 @@ def _draw_difference(axes: Any, study: Study, shares: Float[Array, " 2"]) -> Non
     axes.plot(share, middle, color=BLUE, lw=1.6)
     if not np.isfinite(middle).any():
         axes.text(0.5, 0.7, "hardly any mean cost that both reach", transform=axes.transAxes, ha="center", color=FAINT)
-    axes.set_title(f"snell minus {study.rival}, at equal mean cost")
+    axes.set_title(f"{SOLVED} minus {study.rival}, at equal mean cost")
     axes.set_xlim(*_percent(shares))
     axes.set_ylabel("points")
 
@@ -171,8 +172,8 @@ def exit_shares(study: Study) -> Markup:
         return _svg(figure, "shares", "Share of the samples that stop at each exit, for every rule")
 
 
-def returns(study: Study, found: DiminishingReturns) -> Markup:
-    """What one more block is expected to gain at most, beside what it costs at the price, exit by exit."""
+def returns(exits: Sequence[str], found: DiminishingReturns) -> Markup:
+    """What going on to the next exit is expected to gain at most, beside what it costs at the price, exit by exit."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 3.0), layout="constrained")
         axes = figure.subplots()
@@ -180,14 +181,14 @@ def returns(study: Study, found: DiminishingReturns) -> Markup:
         axes.plot(places, 100 * found.gains, color=BLUE, marker="o", ms=4, label="gains an input at most (95%)")
         axes.plot(places, 100 * found.worth, color=INK, ls="--", marker="s", ms=3, label="costs at this price")
         step = -(-len(places) // _MOST_NAMES)
-        axes.set_xticks(places[::step], study.exits[:-1:step], rotation=30, ha="right")
-        axes.set_ylabel("one more block, points")
+        axes.set_xticks(places[::step], exits[:-1:step], rotation=30, ha="right")
+        axes.set_ylabel("on to the next exit, points")
         axes.set_yscale("symlog", linthresh=0.1)  # gains and costs lie decades apart, and a gain may be negative
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         ends = 100 * np.array([*found.gains, *found.worth])
         axes.set_ylim(min(0.0, 1.5 * float(ends.min())), 2 * max(0.1, float(ends.max())))
         axes.legend(fontsize=8)
-        return _svg(figure, "returns", "Largest expected gain of one more block, and its cost, at each exit")
+        return _svg(figure, "returns", "Largest expected gain of going on to the next exit, and its cost, at each exit")
 
 
 def stop_regions(study: Study, regions: Regions) -> Markup:

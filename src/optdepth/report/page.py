@@ -15,13 +15,14 @@ from ..errors import InputError
 from ..files import write_atomically
 from ..inference.clock import Clocked
 from ..stopping.evaluate import Evaluation
+from ..stopping.frontier import SOLVED
 from ..stopping.rule import Rule
 from ..trace import Trace
 from . import figures
 from .gallery import Gallery, galleries
 from .promises import Promises
 from .regions import Regions
-from .study import SOLVED, Provenance, Study
+from .study import Provenance, Study
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def write_report(
         exits: K names, in order of depth.
         fit: trace of 0-1 losses on which the sweeps are solved; it shares no sample with `test`.
         test: trace of 0-1 losses on which everything is measured.
-        rules: solved at `price` on `fit`, by their names in `stopping.frontier.FAMILIES`: "snell" and at least one
+        rules: solved at `price` on `fit`, by their names in `stopping.frontier.FAMILIES`: "placed" and at least one
             baseline. A rule under another name is shown as well.
         price: loss that one unit of the traces' cost is worth.
         made: how the numbers were made.
@@ -138,8 +139,8 @@ def _frontiers(study: Study) -> Section:
     text = (
         "Every line is one way of deciding where to stop, from eager on the left to patient on the right; higher is "
         "more right answers, further left is cheaper. All were tuned on other inputs than those that judge them here. "
-        "A rule earns its keep where it lies above the dots, which stand for shallower networks. All look at every "
-        "exit that they pass, except placed: the solved rule that looks only where a look is worth its cost.",
+        "A rule earns its keep where it lies above the dots, which stand for shallower networks. "
+        "The solved rule, placed, looks only at the exits where a look is worth its cost; the others look everywhere.",
         "The small chart subtracts the best threshold's line from the solved rule's: above zero the solved rule is "
         "more accurate for the same cost. Shaded: 90% of 200 redraws of the test inputs. The table reads off what "
         "share of the full network's cost each method needs to be as accurate as it, or nearly.",
@@ -248,13 +249,18 @@ def _promises(study: Study, promises: Promises) -> Section:
     text = (
         f"Certificate. {_sentence(promises.certificate)} The samples certified on fitted nothing, and are not those "
         "that judge on this page.",
-        f"Gap. {_sentence(promises.gap)}",
-        f"Depth. {promises.depth}",
-        "The chart is about (B): as long as some input is expected to gain more from one more block than the block "
-        "costs at this price, nothing ends the depth there; where the blue line stays below the other, no optimal rule "
-        "goes further.",
+        f"Gap. {_sentence(promises.gap)} Exits are counted from 0 over all of them.",
+        f"Depth. {_numbered(promises.exits)} {promises.depth}",
+        "The chart is about (B): as long as some input is expected to gain more by going on to the next of these exits "
+        "than that costs at this price, nothing ends the depth there; where the blue line stays below the other, no "
+        "optimal rule goes further.",
     )
-    return Section("What can be promised", text, figures.returns(study, promises.depth.diminishing))
+    return Section("What can be promised", text, figures.returns(promises.exits, promises.depth.diminishing))
+
+
+def _numbered(exits: Sequence[str]) -> str:
+    """Which exits the statement on depth is about."""
+    return f"It is about the exits that the rule looks at: {', '.join(f'{k} is {n}' for k, n in enumerate(exits))}."
 
 
 def _sentence(statement: object) -> str:

@@ -9,9 +9,11 @@ from ..errors import InputError
 from ..stopping.bounds import Gap, gap
 from ..stopping.certify import Certificate, certified
 from ..stopping.finite import FiniteDepth, finite_depth
-from ..stopping.snell import snell_family
+from ..stopping.frontier import FAMILIES, SOLVED
+from ..stopping.placed import Placed
+from ..stopping.placement import keep
 from ..trace import Trace
-from .study import SOLVED, Study
+from .study import Study
 
 RISK, CONFIDENCE = 0.01, 0.95
 """What is certified: at most so much more loss than the full network's, with this confidence."""
@@ -19,11 +21,19 @@ RISK, CONFIDENCE = 0.01, 0.95
 
 @dataclass(frozen=True, eq=False)
 class Promises:
-    """The three statements, each of which reads as a sentence."""
+    """The three statements, each of which reads as a sentence.
+
+    Attributes:
+        certificate: of the cheapest rule of the solved kind.
+        gap: of the solved rule.
+        depth: of the solved rule, between the exits that it looks at.
+        exits: names of those.
+    """
 
     certificate: Certificate
     gap: Gap
     depth: FiniteDepth
+    exits: tuple[str, ...]
 
     @classmethod
     def of(cls, study: Study, certify: Trace) -> Self:
@@ -38,5 +48,9 @@ class Promises:
         if shared := certify.overlap(study.test):
             raise InputError(f"{shared} samples are in both certify and test; the test split only judges")
         rule, fit, test = study.rules[SOLVED], study.fit, study.test
-        found = certified(snell_family(fit), fit, certify, risk=RISK, confidence=CONFIDENCE, measure="excess")
-        return cls(found, gap(rule, fit, test, price=study.price), finite_depth(test, rule, price=study.price))
+        found = certified(FAMILIES[SOLVED](fit), fit, certify, risk=RISK, confidence=CONFIDENCE, measure="excess")
+        between, kept, names = rule, test, study.exits
+        if isinstance(rule, Placed):
+            between, kept, names = rule.inner, keep(test, rule.kept), tuple(study.exits[k] for k in rule.kept)
+        depth = finite_depth(kept, between, price=study.price)
+        return cls(found, gap(rule, fit, test, price=study.price), depth, names)

@@ -12,12 +12,9 @@ from ..errors import InputError
 from ..progress import shown_steps
 from ..stopping.bounds import Prophet, prophet
 from ..stopping.evaluate import Evaluation, evaluate
-from ..stopping.frontier import BASELINES, FAMILIES, Frontier, fixed_depths, frontier, prices_for
+from ..stopping.frontier import BASELINES, FAMILIES, SOLVED, Frontier, fixed_depths, frontier, prices_for
 from ..stopping.rule import Rule
 from ..trace import Trace
-
-SOLVED = "snell"
-"""Name of the solved rule, which the report is about."""
 
 
 @dataclass(frozen=True)

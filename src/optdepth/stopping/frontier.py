@@ -23,8 +23,8 @@ from .snell import snell_family
 Array = np.ndarray
 
 FAMILIES: dict[str, Callable[[Trace], Family]] = {
-    "snell": snell_family,
     "placed": placed_family,
+    "snell": snell_family,
     "lookahead": lookahead_family,
     "confidence": partial(threshold_family, feature="confidence"),
     "confidence per exit": partial(threshold_family, feature="confidence", per_exit=True),
@@ -35,7 +35,10 @@ FAMILIES: dict[str, Callable[[Trace], Family]] = {
 }
 """Every solver by its display name: a trace made ready gives the rule at any price."""
 
-BASELINES = tuple(name for name in FAMILIES if name not in ("snell", "placed", "lookahead"))
+SOLVED = "placed"
+"""The solved rule that runs, reports and exports are about: `snell`, looking where a look is worth its cost."""
+
+BASELINES = tuple(name for name in FAMILIES if name not in (SOLVED, "snell", "lookahead"))
 """Tuned thresholds, the rules in use today."""
 
 _GROUPS = 20
