@@ -2,8 +2,9 @@
 
     python benchmarks/spine.py --data digits --epochs 30
     python benchmarks/spine.py --data ../shared/data/cifar10 --epochs 15 --precision auto
+    python benchmarks/spine.py --data ../shared/data/cifar10 --epochs 15 --heads branch --frozen
 
-Trains the network twice, with an exit after every block and without any, records, solves, and judges on the test
+Trains the network twice, without exits and with one after every block, records, solves, and judges on the test
 split, which nothing else has touched. Interrupted, the same command goes on where it stopped. Writes a table and its
 figures to `benchmarks/spine/`.
 """
@@ -37,18 +38,22 @@ def main() -> None:
     parser.add_argument("--data", default="digits", help="as for `optdepth train`")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "auto"))
+    parser.add_argument("--heads", default="conv", choices=("linear", "conv", "branch"), help="as for `optdepth train`")
+    parser.add_argument("--frozen", action="store_true", help="the heads alone, on the network trained without exits")
     parser.add_argument("--price", type=float, default=0.05, help="loss that one full pass is worth")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    name = Path(given.data).name
+    data = Path(given.data).name
+    name = f"{data}-{given.heads}{'-frozen' if given.frozen else ''}" if given.frozen or given.heads != "conv" else data
     common: dict[str, Any] = {
         "data": given.data,
         "epochs": given.epochs,
         "precision": given.precision,
         "seed": given.seed,
     }
-    exits, plain = Run(Path("runs") / name), Run(Path("runs") / f"{name}-plain")
-    for run, more in ((exits, {}), (plain, {"exits": "last", "loss": "last-exit"})):
+    exits, plain = Run(Path("runs") / name), Run(Path("runs") / f"{data}-plain")
+    onto: dict[str, Any] = {"start": plain.folder, "backbone": "frozen"} if given.frozen else {}
+    for run, more in ((plain, {"exits": "last", "loss": "last-exit"}), (exits, {"heads": given.heads, **onto})):
         if not (run.folder / "training.json").is_file():
             train(out=run.folder, **common, **more)
     record(exits.folder)

@@ -19,7 +19,7 @@ from .stopping.certify import Certificate, certified
 from .stopping.evaluate import Evaluation, evaluate
 from .stopping.finite import finite_depth
 from .stopping.lookahead import lookahead
-from .stopping.placed import placed
+from .stopping.placed import placed, placed_family
 from .stopping.placement import place
 from .stopping.rule import FixedDepth, Rule
 from .stopping.snell import snell, snell_family
@@ -66,6 +66,7 @@ __all__ = [
     "patience",
     "place",
     "placed",
+    "placed_family",
     "prophet",
     "record",
     "resnet",
