@@ -107,7 +107,7 @@ class Arm:
 
     what: str
     kind: Literal["scratch", "frozen", "long", "late", "trunk", "cascade"] = "scratch"
-    heads: Literal["none", "linear", "conv", "branch"] = "linear"
+    heads: Literal["none", "linear", "conv", "branch", "tail"] = "linear"
     loss: DepthLoss = LAST
     start: str = ""
     members: tuple[str, ...] = ()
@@ -129,6 +129,7 @@ ARMS: dict[str, Arm] = {
     "light": Arm("2% of the trunk's gradient to each early exit, linear heads", loss=LIGHT),
     "plain+taught-long": Arm("plain+taught, as long as from scratch", "long", "conv", TAUGHT, "plain"),
     "plain+branch": Arm("branch heads, taught, on the frozen trunk of plain", "long", "branch", TAUGHT, "plain"),
+    "plain+tail": Arm("tail heads, taught, on the frozen trunk of plain", "long", "tail", TAUGHT, "plain"),
     "branch-0": Arm("branch heads, taught, from scratch, none of the trunk's gradient", heads="branch", loss=TAUGHT),
     "light+taught": Arm("conv heads, taught, on the frozen trunk of light", "frozen", "conv", TAUGHT, "light"),
     "deep": Arm("deep supervision, linear heads", loss=DEEP),

@@ -14,6 +14,7 @@ from PIL import Image
 from optdepth.cli import main
 from optdepth.export.runtime import Runtime
 from optdepth.networks import load_network
+from optdepth.stopping.evaluate import evaluate as judged
 from optdepth.workflow import Run
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -120,6 +121,20 @@ def test_the_rule_exported_unless_told_otherwise_looks_only_where_it_pays(cli: C
     assert np.array_equal(served(images).exit, rule.exits(Run(run).trace("test")))
 
 
+def test_a_certified_rule_is_a_rule_of_the_run(cli: Cli, run: Path) -> None:
+    status, out, err = cli("certify", run, "--risk", 0.2, "--confidence", 0.9, "--json")
+    assert (status, err) == (0, "")
+    found = json.loads(out)
+    assert found["certified"]
+    assert found["cost"] < found["full cost"]
+    here = Run(run)
+    assert judged(here.rules()["certified"], here.trace("certify")).cost == pytest.approx(found["cost"])
+    assert "with 99% confidence the loss above" in cli("certify", run, "--confidence", 0.99)[1]
+    status, out, _ = cli("evaluate", run, "--clock", "", "--json")
+    assert status == 0
+    assert "certified" in {row["method"] for row in json.loads(out)["rows"]}
+
+
 def test_the_same_seed_gives_the_same_result(cli: Cli, run: Path) -> None:
     found = []
     for _ in range(2):
@@ -163,7 +178,7 @@ def test_other_heads_on_a_trained_trunk_leave_its_last_exit_as_it_was(cli: Cli, 
 
 
 def test_help_teaches_every_command(cli: Cli) -> None:
-    commands = ("demo", "train", "record", "solve", "evaluate", "report", "export", "continuous")
+    commands = ("demo", "train", "record", "solve", "certify", "evaluate", "report", "export", "continuous")
     for command in ([], *([name] for name in commands)):
         status, out, _ = cli(*command, "--help")
         assert status == 0
@@ -186,6 +201,9 @@ def test_a_network_trained_further_refuses_its_old_rules(cli: Cli, run: Path, tm
         (["solve", "RUN", "--price", "0.1", "--budget", "0.5"], ["price", "budget"]),
         (["solve", "RUN", "--budget", "0.001"], ["no rule meets", "the nearest is"]),
         (["solve", "RUN", "--price", "0.1", "--method", "magic"], ["magic", "snell"]),
+        (["certify", "RUN", "--risk", "2"], ["risk is 2"]),
+        (["certify", "RUN", "--confidence", "95"], ["confidence is 95", "0.95 for 95%"]),
+        (["certify", "RUN/none"], ["no such file", "record the trace"]),
         (["evaluate", "RUN"], ["no rules", "optdepth solve"]),
         (["evaluate", "RUN/none"], ["no such file", "optdepth train"]),
         (["export", "RUN", "--out", "NEW"], ["no rules", "optdepth solve"]),

@@ -1,4 +1,4 @@
-"""The command line: `optdepth demo | train | record | solve | evaluate | report | export | continuous`."""
+"""The command line: `optdepth demo | train | record | solve | certify | evaluate | report | export | continuous`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Run a residual network only as deep as each input is worth.\n\n"
     "The steps share one run folder: **train** a network with exits, **record** what held-out data meet at every "
-    "exit, **solve** the stopping problem, **evaluate** the rules on the test split, write the **report**. "
+    "exit, **solve** the stopping problem or **certify** a rule, **evaluate** the rules on the test split, write the "
+    "**report**, **export** what serves. "
     "**demo** does all of it on data that come with the package.",
 )
 _out, _err = Console(), Console(stderr=True)
@@ -207,6 +208,44 @@ def solve(
     here.note(_command())
     result = {name: {"kind": type(rule).__name__, "price": rule.origin.price} for name, rule in rules.items()}
     _show(as_json, result, f"solved {', '.join(rules)}; next: optdepth evaluate {run}")
+
+
+@app.command()
+def certify(
+    run: RunFolder,
+    risk: Annotated[float, typer.Option(help="What may be lost at most: 0.01 is one point of accuracy.")] = 0.01,
+    confidence: Annotated[
+        float, typer.Option(help="Chance that the promise holds, over the draw of the certify split.")
+    ] = 0.95,
+    measure: Annotated[
+        Literal["excess", "loss"],
+        typer.Option(help="`excess`: error above the full network's; `loss`: the error itself."),
+    ] = "excess",
+    as_json: AsJson = False,
+) -> None:
+    """Finds the cheapest solved rule that provably keeps a promise (Learn-then-Test); kept as the rule `certified`.
+
+    Rules are solved on the fit split and tested on the certify split, which fits nothing. Where no rule that stops
+    early can be shown to keep the promise, the rule is the full depth, and the sentence says so.
+    """
+    from .workflow import CERTIFIED, Run, certify_run
+
+    here = Run(run)
+    with _err.status("solving rules at rising prices and testing them"):
+        found = certify_run(here, risk=risk, confidence=confidence, measure=measure)
+    here.note(_command())
+    result = {
+        "certified": found.certified,
+        "measure": found.measure,
+        "risk": found.risk,
+        "confidence": found.confidence,
+        "observed": found.observed,
+        "cost": found.cost,
+        "full cost": found.full_cost,
+        "samples": found.samples,
+        "rule": CERTIFIED,
+    }
+    _show(as_json, result, f"{found}; next: optdepth evaluate {run}")
 
 
 @app.command()

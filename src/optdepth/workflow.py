@@ -30,6 +30,7 @@ from .progress import shown_steps
 from .record import record
 from .report import Provenance, write_report
 from .stopping.bounds import prophet
+from .stopping.certify import Certificate, Measure, certified
 from .stopping.evaluate import Evaluation, evaluate
 from .stopping.frontier import FAMILIES, SOLVED
 from .stopping.gain import FRUGAL
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 _FORMAT, _VERSION = "optdepth.run", 1
 _JUDGED = "optdepth.evaluation"
 SPLITS = ("fit", "certify", "test")
+CERTIFIED = "certified"
+"""Name of the rule that was certified last."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,16 @@ def solve_run(
         rules[name] = solve_at(fit, FAMILIES[name](fit), price=price, budget=budget)
         rules[name].save(run.folder / "rules" / name.replace(" ", "-"))
     return rules
+
+
+def certify_run(run: Run, *, risk: float, confidence: float, measure: Measure) -> Certificate:
+    """Certifies the cheapest solved rule on the certify split and saves it in the run folder as `CERTIFIED`."""
+    fit = run.trace("fit")
+    found = certified(
+        FAMILIES[SOLVED](fit), fit, run.trace("certify"), risk=risk, confidence=confidence, measure=measure
+    )
+    found.rule.save(run.folder / "rules" / CERTIFIED)
+    return found
 
 
 def evaluate_run(run: Run, *, clocked: list[int], repeats: int, progress: bool) -> dict[str, Any]:

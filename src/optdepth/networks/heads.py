@@ -128,6 +128,11 @@ def _halving(before: int, after: int) -> tuple[nn.Module, ...]:
     """A 3x3 convolution that halves the map, normalised in groups of up to 8 channels."""
     return (
         nn.Conv2d(before, after, 3, 2, padding=1, bias=False),
-        nn.GroupNorm(after // math.gcd(8, after), after),
+        grouped(after),
         nn.ReLU(),
     )
+
+
+def grouped(channels: int) -> nn.GroupNorm:
+    """Normalisation in groups of up to 8 channels, which mixes no samples (Wu and He 2018, arXiv:1803.08494)."""
+    return nn.GroupNorm(channels // math.gcd(8, channels), channels)

@@ -1,5 +1,6 @@
 """Residual networks of our own for small images."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -9,8 +10,55 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .heads import PooledBranch, PooledConv, PooledLinear
+from .heads import PooledBranch, PooledConv, PooledLinear, grouped
 from .staged import FAMILIES, Exit, StagedNetwork
+
+
+class BasicBlock(nn.Module):
+    """relu(shortcut(x) + F(x)) with two 3x3 convolutions (He et al. 2016, section 4.2, shortcut option A).
+
+    With stride 2 the shortcut takes every other pixel and pads the new channels with zeros: no parameter.
+
+    Args:
+        norm: what normalises so many channels.
+    """
+
+    def __init__(
+        self, before: int, channels: int, stride: int, norm: Callable[[int], nn.Module] = nn.BatchNorm2d
+    ) -> None:
+        super().__init__()
+        self.stride, self.extra = stride, channels - before
+        self.conv1 = nn.Conv2d(before, channels, 3, stride, padding=1, bias=False)
+        self.norm1 = norm(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = norm(channels)
+
+    def forward(self, x: Float[Tensor, "n before h w"]) -> Float[Tensor, "n channels h2 w2"]:
+        change = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        if self.stride > 1:
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra))
+        return F.relu(x + change)
+
+
+class PooledTail(nn.Module):
+    """Residual blocks of stride 2, each to twice the channels; then as `PooledLinear` beside the state.
+
+    What is left of the way through the network at one block a stage: with the trunk before it, a network of its own.
+
+    Args:
+        steps: how many blocks, at least 1.
+    """
+
+    def __init__(self, channels: int, classes: int, steps: int) -> None:
+        super().__init__()
+        widths = [channels * 2**step for step in range(steps + 1)]
+        self.look = nn.Sequential(*(BasicBlock(a, b, 2, grouped) for a, b in itertools.pairwise(widths)))
+        self.linear = nn.Linear(channels + widths[-1], classes)
+
+    def forward(self, state: Float[Tensor, "n channels h w"]) -> Float[Tensor, "n classes"]:
+        logits: Tensor = self.linear(torch.cat([state.mean((2, 3)), self.look(state).mean((2, 3))], dim=1))
+        return logits
+
 
 HEADS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "linear": lambda size, classes, width: PooledLinear(size, classes),
@@ -20,29 +68,13 @@ HEADS: dict[str, Callable[[int, int, int], nn.Module]] = {
         if size < 4 * width
         else PooledConv(size, classes, 2 * width)  # where the map is small, it sees as much for less
     ),
+    "tail": lambda size, classes, width: (
+        PooledTail(size, classes, {width: 2, 2 * width: 1}[size])
+        if size < 4 * width
+        else PooledConv(size, classes, 2 * width)
+    ),
 }
 """Kinds of early heads: channels of the state, classes, and width of the network -> head."""
-
-
-class BasicBlock(nn.Module):
-    """relu(shortcut(x) + F(x)) with two 3x3 convolutions (He et al. 2016, section 4.2, shortcut option A).
-
-    With stride 2 the shortcut takes every other pixel and pads the new channels with zeros: no parameter.
-    """
-
-    def __init__(self, before: int, channels: int, stride: int) -> None:
-        super().__init__()
-        self.stride, self.extra = stride, channels - before
-        self.conv1 = nn.Conv2d(before, channels, 3, stride, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(channels)
-
-    def forward(self, x: Float[Tensor, "n before h w"]) -> Float[Tensor, "n channels h2 w2"]:
-        change = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
-        if self.stride > 1:
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra))
-        return F.relu(x + change)
 
 
 def resnet(
@@ -52,7 +84,7 @@ def resnet(
     channels: int = 3,
     width: int = 16,
     exits: Sequence[str] | Literal["all", "last"] = "all",
-    heads: Literal["linear", "conv", "branch"] = "linear",
+    heads: Literal["linear", "conv", "branch", "tail"] = "linear",
     seed: int,
 ) -> StagedNetwork:
     """The residual network for CIFAR of He et al. 2016, arXiv:1512.03385: 6n+2 layers in three stages.
