@@ -10,7 +10,7 @@ demo: $(INSTALLED)
 	$(BIN)/optdepth demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

@@ -13,6 +13,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # a test never asks a server
 
 from optdepth.trace import Costs, Trace
 
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # workers share the cores; each would take all of them
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
