@@ -2,7 +2,7 @@
 
     python benchmarks/spine.py --data digits --epochs 30
     python benchmarks/spine.py --data ../shared/data/cifar10 --epochs 15 --precision auto
-    python benchmarks/spine.py --data ../shared/data/cifar10 --epochs 15 --heads branch --frozen
+    python benchmarks/spine.py --data ../shared/data/cifar10 --epochs 15 --heads tail --frozen
 
 Trains the network twice, without exits and with one after every block, records, solves, and judges on the test
 split, which nothing else has touched. Interrupted, the same command goes on where it stopped. Writes a table and its
@@ -38,7 +38,9 @@ def main() -> None:
     parser.add_argument("--data", default="digits", help="as for `optdepth train`")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "auto"))
-    parser.add_argument("--heads", default="conv", choices=("linear", "conv", "branch"), help="as for `optdepth train`")
+    parser.add_argument(
+        "--heads", default="conv", choices=("linear", "conv", "branch", "tail"), help="as for `optdepth train`"
+    )
     parser.add_argument("--frozen", action="store_true", help="the heads alone, on the network trained without exits")
     parser.add_argument("--price", type=float, default=0.05, help="loss that one full pass is worth")
     parser.add_argument("--seed", type=int, default=0)

@@ -78,7 +78,7 @@ def train(
         typer.Option(help="`all`, `last`, or names separated by commas, such as stage1.block2,stage3.block3."),
     ] = "all",
     heads: Annotated[
-        Literal["linear", "conv", "branch"],
+        Literal["linear", "conv", "branch", "tail"],
         typer.Option(help="Of the early exits. Those named later answer better early, and cost more at each look."),
     ] = "conv",
     start: Annotated[

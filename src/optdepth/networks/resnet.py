@@ -96,8 +96,9 @@ def resnet(
         width: channels of the first stage; the others have two and four times as many.
         exits: "all" for one after each block, "last", or names such as "stage1.block2", the last among them.
         heads: of the exits before the last: "linear" (`PooledLinear`); "conv" (`PooledConv`), which answer far better
-            early and cost 1 to 2% of a resnet20 at each look; or "branch" (`PooledBranch` in the first two stages,
-            `PooledConv` in the third), which answer better still there and cost 9 and 6%.
+            early and cost 1 to 2% of a resnet20 at each look; "branch" (`PooledBranch` in the first two stages,
+            `PooledConv` in the third), which answer better still there and cost 9 and 6%; or "tail" (`PooledTail`
+            there), better again at 17 and 9%.
         seed: of the weights. Trunk and heads do not depend on which exits are chosen.
 
     Raises:
