@@ -13,8 +13,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # a test never asks a server
 
 from optdepth.trace import Costs, Trace
 
-if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # workers share the cores; each would take all of them
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])))
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # workers share the cores; each, and what it starts, would take all
+    threads = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
