@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from .staged import State, hidden
+
+Step = Callable[[int, int], tuple[nn.Module, ...]]
+"""Channels before and after -> the modules of one step of a `PooledBranch`."""
 
 
 @dataclass(frozen=True)
@@ -103,20 +107,22 @@ class PooledConv(nn.Module):
 
 
 class PooledBranch(nn.Module):
-    """3x3 convolutions of stride 2, each to twice the channels; then as `PooledLinear` beside the state.
+    """Steps of stride 2, each to twice the channels; then as `PooledLinear` beside the state.
 
-    What is left of the way through a residual network at one convolution a size, beside the trunk: a branch in the
-    sense of BranchyNet (Teerapittayanon et al. 2016, arXiv:1709.01686). Each convolution costs the same, about a
+    What is left of the way through a residual network at one step a size, beside the trunk: a branch in the sense of
+    BranchyNet (Teerapittayanon et al. 2016, arXiv:1709.01686). Each step costs the same: a 3x3 convolution about a
     quarter of a block of the trunk.
 
     Args:
-        steps: how many convolutions, at least 1.
+        steps: how many, at least 1.
+        step: the modules of one, from so many channels to so many; a normalised convolution when not given.
     """
 
-    def __init__(self, channels: int, classes: int, steps: int) -> None:
+    def __init__(self, channels: int, classes: int, steps: int, step: Step | None = None) -> None:
         super().__init__()
-        widths = [channels * 2**step for step in range(steps + 1)]
-        self.look = nn.Sequential(*(part for pair in itertools.pairwise(widths) for part in _halving(*pair)))
+        widths = [channels * 2**done for done in range(steps + 1)]
+        made = _halving if step is None else step
+        self.look = nn.Sequential(*(part for pair in itertools.pairwise(widths) for part in made(*pair)))
         self.linear = nn.Linear(channels + widths[-1], classes)
 
     def forward(self, state: Float[Tensor, "n channels h w"]) -> Float[Tensor, "n classes"]:

@@ -1,6 +1,5 @@
 """Residual networks of our own for small images."""
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -40,24 +39,9 @@ class BasicBlock(nn.Module):
         return F.relu(x + change)
 
 
-class PooledTail(nn.Module):
-    """Residual blocks of stride 2, each to twice the channels; then as `PooledLinear` beside the state.
-
-    What is left of the way through the network at one block a stage: with the trunk before it, a network of its own.
-
-    Args:
-        steps: how many blocks, at least 1.
-    """
-
-    def __init__(self, channels: int, classes: int, steps: int) -> None:
-        super().__init__()
-        widths = [channels * 2**step for step in range(steps + 1)]
-        self.look = nn.Sequential(*(BasicBlock(a, b, 2, grouped) for a, b in itertools.pairwise(widths)))
-        self.linear = nn.Linear(channels + widths[-1], classes)
-
-    def forward(self, state: Float[Tensor, "n channels h w"]) -> Float[Tensor, "n classes"]:
-        logits: Tensor = self.linear(torch.cat([state.mean((2, 3)), self.look(state).mean((2, 3))], dim=1))
-        return logits
+def _block(before: int, after: int) -> tuple[nn.Module, ...]:
+    """A residual block that halves the map, as a step of a `PooledBranch`: it mixes no samples."""
+    return (BasicBlock(before, after, 2, grouped),)
 
 
 HEADS: dict[str, Callable[[int, int, int], nn.Module]] = {
@@ -69,7 +53,7 @@ HEADS: dict[str, Callable[[int, int, int], nn.Module]] = {
         else PooledConv(size, classes, 2 * width)  # where the map is small, it sees as much for less
     ),
     "tail": lambda size, classes, width: (
-        PooledTail(size, classes, {width: 2, 2 * width: 1}[size])
+        PooledBranch(size, classes, {width: 2, 2 * width: 1}[size], _block)
         if size < 4 * width
         else PooledConv(size, classes, 2 * width)
     ),
@@ -97,8 +81,8 @@ def resnet(
         exits: "all" for one after each block, "last", or names such as "stage1.block2", the last among them.
         heads: of the exits before the last: "linear" (`PooledLinear`); "conv" (`PooledConv`), which answer far better
             early and cost 1 to 2% of a resnet20 at each look; "branch" (`PooledBranch` in the first two stages,
-            `PooledConv` in the third), which answer better still there and cost 9 and 6%; or "tail" (`PooledTail`
-            there), better again at 17 and 9%.
+            `PooledConv` in the third), which answer better still there and cost 9 and 6%; or "tail" (a residual
+            block a step there), better again at 17 and 9%.
         seed: of the weights. Trunk and heads do not depend on which exits are chosen.
 
     Raises:
