@@ -250,7 +250,7 @@ def _promises(study: Study, promises: Promises) -> Section:
         f"Certificate. {_sentence(promises.certificate)} The samples certified on fitted nothing, and are not those "
         "that judge on this page.",
         f"Gap. {_sentence(promises.gap)} Exits are counted from 0 over all of them.",
-        f"Depth. {_numbered(promises.exits)} {promises.depth}",
+        f"Depth. {_numbered(study, promises.exits)} {promises.depth}",
         "The chart is about (B): as long as some input is expected to gain more by going on to the next of these exits "
         "than that costs at this price, nothing ends the depth there; where the blue line stays below the other, no "
         "optimal rule goes further.",
@@ -258,9 +258,10 @@ def _promises(study: Study, promises: Promises) -> Section:
     return Section("What can be promised", text, figures.returns(promises.exits, promises.depth.diminishing))
 
 
-def _numbered(exits: Sequence[str]) -> str:
+def _numbered(study: Study, exits: Sequence[str]) -> str:
     """Which exits the statement on depth is about."""
-    return f"It is about the exits that the rule looks at: {', '.join(f'{k} is {n}' for k, n in enumerate(exits))}."
+    which = "all exits" if len(exits) == len(study.exits) else "the exits that the rule looks at"
+    return f"It is about {which}: {', '.join(f'{k} is {name}' for k, name in enumerate(exits))}."
 
 
 def _sentence(statement: object) -> str:

@@ -26,7 +26,7 @@ class Promises:
     Attributes:
         certificate: of the cheapest rule of the solved kind.
         gap: of the solved rule.
-        depth: of the solved rule, between the exits that it looks at.
+        depth: of the solved rule, between the exits that it looks at; between all where no look pays.
         exits: names of those.
     """
 
