@@ -162,7 +162,7 @@ def judged(study: Study, name: str, seed: int) -> dict[str, Any]:
     arm, run, data = ARMS[name], study.run(name, seed), study.load(seed)
     if arm.kind == "cascade":
         members = [study.run(other, seed).network() for other in arm.members]
-        costs = Costs.of([0.0] * len(members), [costs_of(study, member, seed).full for member in members])
+        costs = in_turn([costs_of(study, member, seed) for member in members])
         return judge({split: cascaded(members, data, split, costs) for split in SPLITS})
     network = run.network()
     costs = costs_of(study, network, seed)
@@ -239,27 +239,36 @@ def traces_of(run: Run, network: StagedNetwork, data: Data, costs: Costs) -> dic
 
 @torch.inference_mode()
 def answers(network: StagedNetwork, data: Data, split: str) -> Tensor:
-    """Logits (N, C) of the whole network."""
+    """Logits (N, K, C) of every exit."""
     device = next(network.parameters()).device
-    return torch.cat([network.full(images.to(device)).cpu() for images, _ in data.batches(split)])
+    return torch.cat([torch.stack(network(images.to(device)), dim=1).cpu() for images, _ in data.batches(split)])
 
 
 def alone(network: StagedNetwork, data: Data, costs: Costs) -> dict[str, Any]:
     """Accuracy and cost of a network with one exit."""
     accuracy = {}
     for split in SPLITS:
-        wrong = answers(network, data, split).argmax(1).numpy() != data.splits[split].labels
+        wrong = answers(network, data, split)[:, -1].argmax(1).numpy() != data.splits[split].labels
         accuracy[split] = [1 - float(wrong.mean())]
     return {"accuracy": accuracy, "costs": {"paid": [costs.full]}}
 
 
-def cascaded(members: list[StagedNetwork], data: Data, split: str, costs: Costs) -> Trace:
-    """The trace of whole networks run one after another, each able to answer.
+def in_turn(members: list[Costs]) -> Costs:
+    """What the exits of networks run one after another cost.
 
-    Each is a look and none is trunk of the next, so that one not looked at costs nothing.
+    No network but the last one is trunk of the next: each of them is one look, which costs nothing if it is not taken.
     """
+    *before, last = members
+    reach = [0.0] * len(before) + last.reach.tolist()
+    probe = [member.full for member in before] + last.probe.tolist()
+    return Costs.of(reach, probe, unit=last.unit)
+
+
+def cascaded(members: list[StagedNetwork], data: Data, split: str, costs: Costs) -> Trace:
+    """The trace of networks run one after another: the last answer of each, and every exit's of the last one."""
     held = data.splits[split]
-    logits = torch.stack([answers(member, data, split) for member in members], dim=1)
+    *before, last = [answers(member, data, split) for member in members]
+    logits = torch.cat([*(each[:, -1:] for each in before), last], dim=1)
     return Trace.from_logits(logits, held.labels, costs, source=held.source, rows=held.rows)
 
 

@@ -100,7 +100,7 @@ class Arm:
         what: it is, in the words of the table.
         kind: "scratch"; "frozen": heads alone, on the trunk of `start`; "long": the same for as many epochs as from
             scratch; "late": a fine-tuning of `start`; "trunk": `start` without its early exits, as it is; "cascade":
-            the networks of `members` one after another.
+            the networks of `members` one after another, the last one with its exits.
         heads: of the early exits; "none" is a network with its last exit alone.
         depth: layers; the study's where it is None.
     """
@@ -140,4 +140,5 @@ ARMS: dict[str, Arm] = {
     **{f"static-{depth}": Arm(f"{depth} layers, no exits", heads="none", depth=depth) for depth in STATIC},
     "cascade-8": Arm("static-8, then plain", "cascade", members=("static-8", "plain")),
     "cascade-14": Arm("static-14, then plain", "cascade", members=("static-14", "plain")),
+    "cascade-8+branch": Arm("static-8, then plain+branch", "cascade", members=("static-8", "plain+branch")),
 }

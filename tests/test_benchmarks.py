@@ -10,6 +10,7 @@ import torch
 from optdepth.errors import InputError
 from optdepth.networks import load_network
 from optdepth.stopping.frontier import SOLVED
+from optdepth.trace import Costs
 from optdepth.training.depth_loss import Seen
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -97,6 +98,14 @@ def test_an_unknown_arm(study, tmp_path: Path) -> None:
 def test_nothing_to_work_on(study, tmp_path: Path, option: str, missing: str) -> None:
     with pytest.raises(InputError, match=missing):
         study.main(["--short", option, "--arms", "light", "--out", str(tmp_path), "--runs", str(tmp_path)])
+
+
+def test_a_network_run_before_another_is_one_look(study) -> None:
+    small, large = Costs.of([1.0, 2.0], [0.5, 0.25]), Costs.of([3.0, 4.0], [0.1, 0.2])
+    costs = study.in_turn([small, large])
+    assert costs.full == large.full
+    assert costs.paid([False, True, True]).tolist() == [small.full, *large.paid()]
+    assert costs.paid() == pytest.approx([small.full, *(small.full + large.paid())])
 
 
 def test_every_arm_starts_from_arms_that_are_there(study) -> None:
