@@ -384,6 +384,8 @@ def _command() -> str:
 
 def _table(result: dict[str, Any]) -> Table:
     """Accuracy, mean cost and speed of every rule."""
+    from .stopping.frontier import SOLVED
+
     clocked = {(row["method"], row["batch"]): row["speedup"] for row in result["clock"]}
     sizes = sorted({size for _, size in clocked})
     table = Table(title=f"{result['samples']:,} test samples; cost in {result['unit']}")
@@ -395,5 +397,5 @@ def _table(result: dict[str, Any]) -> Table:
     for row in result["rows"]:
         cells = [f"{100 * row['accuracy']:.2f} ± {100 * row['accuracy_error']:.2f}", f"{row['cost']:.3f}"]
         cells += [f"{clocked[row['method'], size]:.2f}x" for size in sizes]
-        table.add_row(row["method"], *cells, style="bold" if row["method"] == "placed" else "")
+        table.add_row(row["method"], *cells, style="bold" if row["method"] == SOLVED else "")
     return table
