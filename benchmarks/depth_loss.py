@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from depth_loss_arms import ARMS, Arm
-from depth_loss_judge import judge, provenance
+from depth_loss_judge import Recording, judge, provenance
 from depth_loss_pages import write_pages
 from optdepth.costs import flops
 from optdepth.data import Data, load_data, normalise
@@ -166,7 +166,15 @@ def judged(study: Study, name: str, seed: int) -> dict[str, Any]:
         return judge({split: cascaded(members, data, split, costs) for split in SPLITS})
     network = run.network()
     costs = costs_of(study, network, seed)
-    return alone(network, data, costs) if arm.heads == "none" else judge(traces_of(run, network, data, costs))
+    if arm.heads == "none":
+        return alone(network, data, costs)
+    traces = traces_of(run, network, data, costs)
+    return judge(
+        {
+            split: Recording(trace, answers(network, data, split), data.splits[split].labels)
+            for split, trace in traces.items()
+        }
+    )
 
 
 def trained(study: Study, arm: Arm, run: Run, seed: int) -> None:
@@ -264,12 +272,13 @@ def in_turn(members: list[Costs]) -> Costs:
     return Costs.of(reach, probe, unit=last.unit)
 
 
-def cascaded(members: list[StagedNetwork], data: Data, split: str, costs: Costs) -> Trace:
-    """The trace of networks run one after another: the last answer of each, and every exit's of the last one."""
+def cascaded(members: list[StagedNetwork], data: Data, split: str, costs: Costs) -> Recording:
+    """The recording of networks run one after another: the last answer of each, and every exit's of the last one."""
     held = data.splits[split]
     *before, last = [answers(member, data, split) for member in members]
     logits = torch.cat([*(each[:, -1:] for each in before), last], dim=1)
-    return Trace.from_logits(logits, held.labels, costs, source=held.source, rows=held.rows)
+    trace = Trace.from_logits(logits, held.labels, costs, source=held.source, rows=held.rows)
+    return Recording(trace, logits, held.labels)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,13 @@ import json
 import platform
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from depth_loss_bands import Swept, ahead
 from optdepth.stopping.certify import certified
@@ -31,11 +34,33 @@ METHODS = (SOLVED, *BASELINES)
 JUDGES = ("certify", "test")
 
 
-def judge(traces: dict[str, Trace]) -> dict[str, Any]:
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """A trace and what it was made of, so that it can be made anew with fewer exits.
+
+    Attributes:
+        logits: (N, K, C) of every exit.
+        labels: (N,) the right classes.
+    """
+
+    trace: Trace
+    logits: Float[Tensor, "N K C"]
+    labels: Int[np.ndarray, " N"]
+
+    def looks(self, exits: Sequence[int]) -> Trace:
+        """As a network with only these exits records it: patience counts agreements between the exits looked at."""
+        costs = keep(self.trace, exits).costs
+        return Trace.from_logits(
+            self.logits[:, list(exits)], self.labels, costs, source=self.trace.source, rows=self.trace.rows
+        )
+
+
+def judge(recorded: dict[str, Recording]) -> dict[str, Any]:
     """Accuracy of every exit, solved rule and tuned thresholds at every price and budget, certificate, residuals."""
+    traces = {split: each.trace for split, each in recorded.items()}
     fit = traces["fit"]
     family = FAMILIES[SOLVED](fit)
-    sweep, rules = zip(*(at_price(traces, family, price) for price in PRICES), strict=True)
+    sweep, rules = zip(*(at_price(recorded, family, price) for price in PRICES), strict=True)
     costs = {"reach": fit.costs.reach.tolist(), "probe": fit.costs.probe.tolist(), "paid": fit.costs.paid().tolist()}
     return {
         "samples": {split: len(trace) for split, trace in traces.items()},
@@ -64,15 +89,18 @@ def at_budgets(test: Trace, rules: Sequence[dict[str, Evaluation]]) -> list[dict
     return ahead(swept.pop(SOLVED), swept)
 
 
-def at_price(traces: dict[str, Trace], family: Family, price: float) -> tuple[dict[str, Any], dict[str, Evaluation]]:
+def at_price(
+    recorded: dict[str, Recording], family: Family, price: float
+) -> tuple[dict[str, Any], dict[str, Evaluation]]:
     """What each method does with the exits that the solved rule looks at; and its rule on the test samples."""
-    rule = family(price)
+    rule, test = family(price), recorded["test"].trace
     if isinstance(rule, Placed):
         rule, exits = rule.inner, list(rule.kept)
-        kept = {split: keep(trace, exits) for split, trace in traces.items()}
+        kept = {split: each.looks(exits) for split, each in recorded.items()}
+        test = keep(test, exits)
         rules = {SOLVED: rule, **{method: FAMILIES[method](kept["fit"])(price) for method in BASELINES}}
     else:  # no look pays, and all methods come to the whole network
-        kept, exits = traces, [traces["fit"].exits - 1]
+        kept, exits = {split: each.trace for split, each in recorded.items()}, [test.exits - 1]
         rules = dict.fromkeys(METHODS, rule)
     judged = {method: {split: evaluate(one, kept[split]) for split in JUDGES} for method, one in rules.items()}
     rows: dict[str, Any] = {}
@@ -80,14 +108,13 @@ def at_price(traces: dict[str, Trace], family: Family, price: float) -> tuple[di
         rows[method] = {split: summary(each, price) for split, each in found.items()}
         if method != SOLVED:
             rows[method]["test"] |= behind(found["test"], judged[SOLVED]["test"], price)
-    bounds = finite_depth(kept["test"], rule, price=price)
+    bounds = finite_depth(test, rule, price=price)  # with the residual sizes, which logits do not tell
     rows[SOLVED]["test"] |= {
         "shares": judged[SOLVED]["test"].shares.round(4).tolist(),
         "deepest used": bounds.deepest,
         "deepest by the bounds": bounds.bound,
     }
-    test = {method: found["test"] for method, found in judged.items()}
-    return {"price": price, "exits": exits, "methods": rows}, test
+    return {"price": price, "exits": exits, "methods": rows}, {method: each["test"] for method, each in judged.items()}
 
 
 def summary(found: Evaluation, price: float) -> dict[str, float]:

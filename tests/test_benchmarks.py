@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from optdepth.costs import flops
 from optdepth.errors import InputError
-from optdepth.networks import load_network
+from optdepth.networks import StagedNetwork, load_network, resnet
+from optdepth.record import record
 from optdepth.stopping.frontier import SOLVED
-from optdepth.trace import Costs
+from optdepth.trace import Costs, Trace
 from optdepth.training.depth_loss import Seen
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -106,6 +108,24 @@ def test_a_network_run_before_another_is_one_look(study) -> None:
     assert costs.full == large.full
     assert costs.paid([False, True, True]).tolist() == [small.full, *large.paid()]
     assert costs.paid() == pytest.approx([small.full, *(small.full + large.paid())])
+
+
+def test_exits_looked_at_are_recorded_as_by_a_network_with_those_alone(study) -> None:
+    network = resnet(14, classes=10, channels=1, width=4, heads="conv", seed=0)
+    random = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(64, 1, 8, 8, generator=random), torch.randint(10, (64,), generator=random)
+    exits = [0, 3, 5]
+
+    def recorded(one: StagedNetwork) -> Trace:
+        return record(one, [(images, labels)], flops(one, images))
+
+    every = torch.stack(network.eval()(images), dim=1).detach()
+    found = study.Recording(recorded(network), every, labels.numpy()).looks(exits)
+    there = recorded(network.keep([network.exits[k].name for k in exits]))
+    assert np.array_equal(found.losses, there.losses)
+    # Their history as well: an exit not looked at neither breaks a streak nor makes it longer.
+    assert np.allclose(found.observations, there.columns(found.features), atol=1e-6)
+    assert found.costs.paid() == pytest.approx(there.costs.paid())
 
 
 def test_every_arm_starts_from_arms_that_are_there(study) -> None:
