@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from depth_loss_arms import ARMS
 from depth_loss_figures import (
@@ -33,7 +33,21 @@ from provenance import table_row
 
 SHOWN = (0.01, 0.0215, 0.0464, 0.1, 0.2154, 0.4642, 1.0)
 """Prices in the tables: every second one of the sweep."""
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#555555", "#000000", "#e69f00", "#7b3294")
+STYLES: dict[str, dict[str, Any]] = {
+    "plain+branch": {"color": "#0072b2", "linewidth": 2.5},
+    "branch-0": {"color": "#0072b2", "linestyle": "--"},
+    "taught-0": {"color": "#56b4e9"},
+    "with-stopping": {"color": "#8a6d00"},
+    "plain+taught": {"color": "#009e73"},
+    "plain+linear": {"color": "#e69f00"},
+    "deep": {"color": "#d55e00"},
+    "cascade-8": {"color": "#cc79a7"},
+    "plain": {"color": "#000000"},
+    "static-8": {"color": "#cc79a7"},
+    "static-14": {"color": "#555555"},
+}
+"""The arms that the pictures tell apart; the others are drawn in grey behind them."""
+TICKS = (15, 20, 30, 40, 50, 60, 80)
 
 
 def write_pages(folder: Path) -> None:
@@ -175,24 +189,29 @@ def trained(found: Found) -> list[str]:
 
 
 def picture(found: Found, path: Path, curve: Callable[[Figures], Any], label: str) -> None:
-    """Accuracy against cost, a line an arm, a star a network without exits unless it costs more than `plain`.
+    """Wrong answers against cost, a line an arm, a star a network without exits unless it costs more than `plain`.
 
-    Seeds are drawn one by one.
+    Seeds are drawn one by one. The axis of wrong answers is logarithmic, for the arms worth having lie close together.
     """
-    figure, axes = plt.subplots(figsize=(10, 5), layout="constrained")
-    for (arm, runs), (dash, colour) in zip(found.items(), cycle(product(("-", "--", ":"), COLOURS)), strict=False):
-        for i, run in enumerate(runs):
+    figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
+    grey = {"color": "#bbbbbb", "linewidth": 0.8, "zorder": 1}
+    for arm in sorted(found, key=lambda arm: list(STYLES).index(arm) if arm in STYLES else len(STYLES)):
+        for run in found[arm]:
             costs, losses = curve(run)
-            style = {"color": colour, "label": arm if i == 0 else None}
             if "sweep" not in run and costs[-1] > 1:
                 continue
-            if len(costs) == 1:
-                axes.scatter(costs, 100 * (1 - losses), marker="*", s=110, zorder=4, **style)
-            else:
-                axes.plot(costs, 100 * (1 - losses), marker="o", markersize=3, linewidth=1.5, linestyle=dash, **style)
-    axes.set(xlabel=label, ylabel="right answers, % of the test split")
+            named = axes.get_legend_handles_labels()[1]
+            name = f"{arm}: {ARMS[arm].what}" if arm in STYLES else "other arms"
+            style = {"zorder": 3, **STYLES[arm]} if arm in STYLES else grey
+            mark = {"marker": "*", "markersize": 12} if len(costs) == 1 else {"marker": "o", "markersize": 3}
+            axes.plot(costs, 100 * losses, label=None if name in named else name, **{**style, **mark})
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(FixedLocator(TICKS))
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set(xlabel=label, ylabel="wrong answers, % of the test split")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, loc="outside right upper", fontsize=8)
+    figure.legend(frameon=False, loc="outside lower center", fontsize=8, ncols=2)
     figure.savefig(path)
     plt.close(figure)
