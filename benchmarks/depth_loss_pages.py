@@ -47,7 +47,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "static-14": {"color": "#555555"},
 }
 """The arms that the pictures tell apart; the others are drawn in grey behind them."""
-TICKS = (15, 20, 30, 40, 50, 60, 80)
+TICKS = (1, 2, 5, 10, 15, 20, 30, 40, 50, 60, 80)
 
 
 def write_pages(folder: Path) -> None:
