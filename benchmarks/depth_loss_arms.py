@@ -138,6 +138,9 @@ ARMS: dict[str, Arm] = {
     "light-deep": Arm("light trained on, equal shares, linear heads", "late", loss=DEEP, start="light"),
     **{name: Arm(what, heads=heads, loss=loss) for name, (what, heads, loss) in EARLY.items()},
     **{f"static-{depth}": Arm(f"{depth} layers, no exits", heads="none", depth=depth) for depth in STATIC},
+    "static-32+branch": Arm(
+        "branch heads, taught, on the frozen trunk of static-32", "long", "branch", TAUGHT, "static-32", depth=32
+    ),
     "cascade-8": Arm("static-8, then plain", "cascade", members=("static-8", "plain")),
     "cascade-14": Arm("static-14, then plain", "cascade", members=("static-14", "plain")),
     "cascade-8+branch": Arm("static-8, then plain+branch", "cascade", members=("static-8", "plain+branch")),
