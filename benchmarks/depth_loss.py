@@ -191,6 +191,8 @@ def trained(study: Study, arm: Arm, run: Run, seed: int) -> None:
         heads="linear" if arm.heads == "none" else arm.heads,
         seed=seed,
     )
+    if arm.exits:
+        network = network.keep([network.exits[block].name for block in arm.exits])
     if arm.start:
         transplant(network, study.run(arm.start, seed).network())
     if arm.kind == "trunk":

@@ -102,6 +102,7 @@ class Arm:
             scratch; "late": a fine-tuning of `start`; "trunk": `start` without its early exits, as it is; "cascade":
             the networks of `members` one after another, the last one with its exits.
         heads: of the early exits; "none" is a network with its last exit alone.
+        exits: the blocks that have one, counted from 0; all of them where it is empty.
         depth: layers; the study's where it is None.
     """
 
@@ -111,12 +112,20 @@ class Arm:
     loss: DepthLoss = LAST
     start: str = ""
     members: tuple[str, ...] = ()
+    exits: tuple[int, ...] = ()
     depth: int | None = None
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Arms that must be there first."""
         return (self.start,) if self.start else self.members
+
+
+def _front(first: float) -> Arm:
+    """Exits where the solved rule of plain+tail looks, of which the first alone has a say in the trunk."""
+    part = DeepSupervision((first, 0.0, 0.0))
+    what = f"tail heads after the first block and the last three, taught, balanced, {100 * first:.0f}% to the first"
+    return Arm(what, heads="tail", loss=_balanced(part, TAUGHT.distillation), exits=(0, -3, -2, -1))
 
 
 ARMS: dict[str, Arm] = {
@@ -131,6 +140,7 @@ ARMS: dict[str, Arm] = {
     "plain+branch": Arm("branch heads, taught, on the frozen trunk of plain", "long", "branch", TAUGHT, "plain"),
     "plain+tail": Arm("tail heads, taught, on the frozen trunk of plain", "long", "tail", TAUGHT, "plain"),
     "branch-0": Arm("branch heads, taught, from scratch, none of the trunk's gradient", heads="branch", loss=TAUGHT),
+    "front": _front(0.5),
     "light+taught": Arm("conv heads, taught, on the frozen trunk of light", "frozen", "conv", TAUGHT, "light"),
     "deep": Arm("deep supervision, linear heads", loss=DEEP),
     "deep+taught": Arm("conv heads, taught, on the frozen trunk of deep", "frozen", "conv", TAUGHT, "deep"),
