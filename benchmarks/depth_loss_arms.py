@@ -121,11 +121,15 @@ class Arm:
         return (self.start,) if self.start else self.members
 
 
+FRONT = (0, -3, -2, -1)
+"""The exits that the solved rule of plain+tail looks at."""
+
+
 def _front(first: float) -> Arm:
-    """Exits where the solved rule of plain+tail looks, of which the first alone has a say in the trunk."""
+    """Those exits, of which the first alone has a say in the trunk."""
     part = DeepSupervision((first, 0.0, 0.0))
     what = f"tail heads after the first block and the last three, taught, balanced, {100 * first:.0f}% to the first"
-    return Arm(what, heads="tail", loss=_balanced(part, TAUGHT.distillation), exits=(0, -3, -2, -1))
+    return Arm(what, heads="tail", loss=_balanced(part, TAUGHT.distillation), exits=FRONT)
 
 
 ARMS: dict[str, Arm] = {
@@ -140,6 +144,14 @@ ARMS: dict[str, Arm] = {
     "plain+branch": Arm("branch heads, taught, on the frozen trunk of plain", "long", "branch", TAUGHT, "plain"),
     "plain+tail": Arm("tail heads, taught, on the frozen trunk of plain", "long", "tail", TAUGHT, "plain"),
     "branch-0": Arm("branch heads, taught, from scratch, none of the trunk's gradient", heads="branch", loss=TAUGHT),
+    "plain+front": Arm(
+        "tail heads, taught, after the first block and the last three, on the frozen trunk of plain",
+        "long",
+        "tail",
+        TAUGHT,
+        "plain",
+        exits=FRONT,
+    ),
     "front": _front(0.5),
     "light+taught": Arm("conv heads, taught, on the frozen trunk of light", "frozen", "conv", TAUGHT, "light"),
     "deep": Arm("deep supervision, linear heads", loss=DEEP),

@@ -69,10 +69,13 @@ def test_heads_do_not_mix_samples() -> None:
 @pytest.mark.parametrize("size", [8, 9, 28, 32, 70])
 @pytest.mark.parametrize("width", [1, 3, 16])
 @pytest.mark.parametrize("heads", ["conv", "branch", "tail"])
-def test_convolutional_heads_answer_maps_of_any_size_and_do_not_mix_samples(heads: str, size: int, width: int) -> None:
+def test_convolutional_heads_answer_maps_of_any_size_and_once_trained_mix_no_samples(
+    heads: str, size: int, width: int
+) -> None:
     network = resnet(8, classes=5, channels=1, width=width, heads=heads, seed=0)
     images = torch.rand(3, 1, size, size, generator=torch.Generator().manual_seed(1))
-    together = network.train()(images)
+    network.train()(images)  # moves the statistics
+    together = network.eval()(images)
     state = network.start(images)
     for k in range(3):
         state = network.advance(state, k)

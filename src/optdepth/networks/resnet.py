@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .heads import PooledBranch, PooledConv, PooledLinear, grouped
+from .heads import PooledBranch, PooledConv, PooledLinear
 from .staged import FAMILIES, Exit, StagedNetwork
 
 
@@ -17,20 +17,15 @@ class BasicBlock(nn.Module):
     """relu(shortcut(x) + F(x)) with two 3x3 convolutions (He et al. 2016, section 4.2, shortcut option A).
 
     With stride 2 the shortcut takes every other pixel and pads the new channels with zeros: no parameter.
-
-    Args:
-        norm: what normalises so many channels.
     """
 
-    def __init__(
-        self, before: int, channels: int, stride: int, norm: Callable[[int], nn.Module] = nn.BatchNorm2d
-    ) -> None:
+    def __init__(self, before: int, channels: int, stride: int) -> None:
         super().__init__()
         self.stride, self.extra = stride, channels - before
         self.conv1 = nn.Conv2d(before, channels, 3, stride, padding=1, bias=False)
-        self.norm1 = norm(channels)
+        self.norm1 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm2 = norm(channels)
+        self.norm2 = nn.BatchNorm2d(channels)
 
     def forward(self, x: Float[Tensor, "n before h w"]) -> Float[Tensor, "n channels h2 w2"]:
         change = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
@@ -40,8 +35,8 @@ class BasicBlock(nn.Module):
 
 
 def _block(before: int, after: int) -> tuple[nn.Module, ...]:
-    """A residual block that halves the map, as a step of a `PooledBranch`: it mixes no samples."""
-    return (BasicBlock(before, after, 2, grouped),)
+    """A residual block that halves the map, as a step of a `PooledBranch`."""
+    return (BasicBlock(before, after, 2),)
 
 
 HEADS: dict[str, Callable[[int, int, int], nn.Module]] = {

@@ -5,7 +5,8 @@ with C_K = 1, λ the price, h (n, K) halting probabilities. A part is a loss J(L
 
 - every head is trained in full, on the mean of its own L_k over all samples;
 - the trunk receives w_k = ∂J/∂L_k per sample: a gate between trunk and head k passes the features on
-  unchanged, and multiplies the gradient that comes back by w_k;
+  unchanged, and multiplies the gradient that comes back by w_k. A head that normalises by batch hands a sample what
+  it does to the others through the batch's statistics as well; that is weighted by the sample's own w_k too;
 - a loss that is `balanced` lets no stage starve: the gradient that comes back through stage k is raised to the
   same total at every depth, that of the first stage. It is then the gradient of J given that stage k is reached;
 - the halting head receives ∂J/∂h, with L and its own observations held fixed; a rule solved anew each epoch may

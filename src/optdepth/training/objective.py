@@ -127,10 +127,13 @@ class Objective(nn.Module):
         return torch.stack([*taught, plain[:, -1]], dim=1)
 
     def train(self, mode: bool = True) -> "Objective":
-        """As of any module; but a frozen network stays in evaluation mode: its statistics must not move."""
+        """As of any module; but what is frozen stays in evaluation mode: its statistics must not move."""
         super().train(mode)
         if self.frozen:
             self.network.eval()
+            for head in self.network.heads[:-1]:
+                if any(parameter.requires_grad for parameter in head.parameters()):
+                    head.train(mode)
         return self
 
     def _run(
