@@ -121,17 +121,6 @@ class Arm:
         return (self.start,) if self.start else self.members
 
 
-FRONT = (0, -3, -2, -1)
-"""The exits that the solved rule of plain+tail looks at."""
-
-
-def _front(first: float) -> Arm:
-    """Those exits, of which the first alone has a say in the trunk."""
-    part = DeepSupervision((first, 0.0, 0.0))
-    what = f"tail heads after the first block and the last three, taught, balanced, {100 * first:.0f}% to the first"
-    return Arm(what, heads="tail", loss=_balanced(part, TAUGHT.distillation), exits=FRONT)
-
-
 ARMS: dict[str, Arm] = {
     "taught-0": Arm("conv heads, taught, from scratch, none of the trunk's gradient", heads="conv", loss=TAUGHT),
     # Heads that ask nothing of the trunk change no bit of it (tested), so one training gives both networks.
@@ -150,9 +139,8 @@ ARMS: dict[str, Arm] = {
         "tail",
         TAUGHT,
         "plain",
-        exits=FRONT,
+        exits=(0, -3, -2, -1),  # where the solved rule of plain+tail looks
     ),
-    "front": _front(0.5),
     "light+taught": Arm("conv heads, taught, on the frozen trunk of light", "frozen", "conv", TAUGHT, "light"),
     "deep": Arm("deep supervision, linear heads", loss=DEEP),
     "deep+taught": Arm("conv heads, taught, on the frozen trunk of deep", "frozen", "conv", TAUGHT, "deep"),

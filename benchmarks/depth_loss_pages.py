@@ -34,8 +34,9 @@ from provenance import table_row
 SHOWN = (0.01, 0.0215, 0.0464, 0.1, 0.2154, 0.4642, 1.0)
 """Prices in the tables: every second one of the sweep."""
 STYLES: dict[str, dict[str, Any]] = {
-    "plain+branch": {"color": "#0072b2", "linewidth": 2.5},
-    "branch-0": {"color": "#0072b2", "linestyle": "--"},
+    "plain+front": {"color": "#0072b2", "linewidth": 2.5},
+    "plain+branch": {"color": "#0072b2", "linestyle": "--"},
+    "plain+taught-long": {"color": "#56b4e9", "linestyle": "--"},
     "static-32+branch": {"color": "#0072b2", "linestyle": ":"},
     "taught-0": {"color": "#56b4e9"},
     "with-stopping": {"color": "#8a6d00"},

@@ -46,7 +46,6 @@ def weights(part, seen: Seen) -> Tensor:
     [
         (0.0, 0.0, [0, 0, 1]),
         (0.1, 0.0, [0.1, 0.1, 0.8]),
-        ((0.5, 0.1), 0.0, [0.5, 0.1, 0.4]),
         ("equal", 0.0, [1 / 3] * 3),
         ("priced", 0.0, [0, 0, 1]),
         ("priced", 0.3, [0, 0, 1]),
@@ -131,9 +130,6 @@ def test_price_schedule() -> None:
         lambda: SoftEnvelope(0.0),
         lambda: DiminishingReturns(0.0),
         lambda: DeepSupervision(-0.1),
-        lambda: DeepSupervision((0.8, 0.3)),
-        lambda: DeepSupervision((1.2, -0.2)),
-        lambda: DeepSupervision((0.1, 0.1, 0.1))(Seen(losses(), COSTS, 0.0)),
         lambda: DeepSupervision("some"),
         lambda: StoppingCost("nobody"),
         lambda: DepthLoss(0.1, ((1.0, StoppingCost("head")), (1.0, StoppingCost("rule")))),

@@ -168,6 +168,16 @@ def test_frozen_changes_early_heads_and_nothing_else(digits: Data, tmp_path: Pat
     assert history.epochs[-1].losses[0] < history.epochs[0].losses[0]
 
 
+def test_frozen_moves_the_batch_statistics_of_early_heads_alone(digits: Data, tmp_path: Path) -> None:
+    network = resnet(8, classes=10, channels=1, width=4, heads="tail", seed=0)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    run(network, digits, tmp_path, backbone="frozen", epochs=1)
+    changed = {key for key, value in network.state_dict().items() if not torch.equal(value, before[key])}
+    early = {key for key in before if key.startswith(("heads.0.", "heads.1."))}
+    assert changed == early
+    assert any(key.endswith("running_var") for key in early)
+
+
 @pytest.mark.parametrize(("loss", "heads"), [("last-exit", "linear"), ("last-exit+distillation", "conv")])
 def test_last_exit_ends_as_the_network_without_exits(digits: Data, tmp_path: Path, loss: str, heads: str) -> None:
     """No harm at price zero, to the bit: heads on detached features do not touch the trunk or the last head."""

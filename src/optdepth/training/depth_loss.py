@@ -70,47 +70,40 @@ class Part(Protocol):
 
 @dataclass(frozen=True)
 class DeepSupervision:
-    """Σ_k share_k L_k with fixed shares: `early` for the exits before the last, the rest for the last.
+    """Σ_k share_k L_k with fixed shares: `early` for each exit before the last, the rest for the last.
 
-    `early` is a share in [0, 1/(K-1)] for each of them, or K-1 shares, at most 1 in all; "equal" for 1/K each (plain
-    deep supervision, Lee et al. 2015, arXiv:1409.5185); or "priced": nothing up to a price of 0.3 nats, 1/K from 1.2
-    on, linear between. What the trunk is asked for its early exits the last one pays for, so it is worth asking only
-    where cost is dear. In the screening of docs/depth_loss.md an untouched trunk was best up to a price of about 0.1
-    errors a pass, 5% each at 0.2, equal shares from 0.4 on. The line, at about three nats an error, is this project's
-    choice.
+    `early` is a share in [0, 1/(K-1)], "equal" for 1/K each (plain deep supervision, Lee et al. 2015,
+    arXiv:1409.5185), or "priced": nothing up to a price of 0.3 nats, 1/K from 1.2 on, linear between. What the trunk
+    is asked for its early exits the last one pays for, so it is worth asking only where cost is dear. In the
+    screening of docs/depth_loss.md an untouched trunk was best up to a price of about 0.1 errors a pass, 5% each at
+    0.2, equal shares from 0.4 on. The line, at about three nats an error, is this project's choice.
     """
 
-    early: float | tuple[float, ...] | Literal["equal", "priced"] = "equal"
+    early: float | Literal["equal", "priced"] = "equal"
 
     def __post_init__(self) -> None:
         if isinstance(self.early, str):
             if self.early not in ("equal", "priced"):
                 raise InputError(f"early={self.early!r}: give a share, 'equal' or 'priced'")
-            return
-        each = self.early if isinstance(self.early, tuple) else (self.early,)
-        if not (all(share >= 0 for share in each) and math.fsum(each) <= 1):
-            raise InputError(f"early={self.early}: give a share from 0 to 1/(K-1), or K-1 shares, at most 1 in all")
+        elif not 0 <= self.early <= 1:
+            raise InputError(f"early={self.early}: give a share from 0 to 1/(K-1) for each of K-1 exits")
 
     @property
     def needs(self) -> frozenset[Need]:
         return frozenset({"price"}) if self.early == "priced" else frozenset()
 
     def __call__(self, seen: Seen) -> Float[Tensor, " n"]:
-        early = seen.losses.new_tensor(self._shares(seen.losses.shape[1], seen.price))
-        return seen.losses[:, :-1] @ early + (1 - early.sum()) * seen.losses[:, -1]
+        exits = seen.losses.shape[1]
+        share = self._share(exits, seen.price)
+        if share * (exits - 1) > 1:
+            raise InputError(f"early={share} for each of {exits - 1} exits is more than all: give less")
+        return share * seen.losses[:, :-1].sum(1) + (1 - share * (exits - 1)) * seen.losses[:, -1]
 
-    def _shares(self, exits: int, price: float) -> tuple[float, ...]:
-        """Of the exits before the last."""
-        if isinstance(self.early, tuple):
-            if len(self.early) != exits - 1:
-                raise InputError(f"early={self.early}: give {exits - 1} shares, one for each exit but the last")
+    def _share(self, exits: int, price: float) -> float:
+        if isinstance(self.early, float | int):
             return self.early
-        if isinstance(self.early, str):
-            eager = 1.0 if self.early == "equal" else min(max((price - 0.3) / 0.9, 0.0), 1.0)
-            return (eager / exits,) * (exits - 1)
-        if self.early * (exits - 1) > 1:
-            raise InputError(f"early={self.early} for each of {exits - 1} exits is more than all: give less")
-        return (self.early,) * (exits - 1)
+        eager = 1.0 if self.early == "equal" else min(max((price - 0.3) / 0.9, 0.0), 1.0)
+        return eager / exits
 
 
 @dataclass(frozen=True)
