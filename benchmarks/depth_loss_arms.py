@@ -121,6 +121,10 @@ class Arm:
         return (self.start,) if self.start else self.members
 
 
+FRONT = "tail heads, taught, after the first block and the last three"
+LOOKED_AT = (0, -3, -2, -1)
+"""Where the solved rule of plain+tail looks, at most prices."""
+
 ARMS: dict[str, Arm] = {
     "taught-0": Arm("conv heads, taught, from scratch, none of the trunk's gradient", heads="conv", loss=TAUGHT),
     # Heads that ask nothing of the trunk change no bit of it (tested), so one training gives both networks.
@@ -133,14 +137,8 @@ ARMS: dict[str, Arm] = {
     "plain+branch": Arm("branch heads, taught, on the frozen trunk of plain", "long", "branch", TAUGHT, "plain"),
     "plain+tail": Arm("tail heads, taught, on the frozen trunk of plain", "long", "tail", TAUGHT, "plain"),
     "branch-0": Arm("branch heads, taught, from scratch, none of the trunk's gradient", heads="branch", loss=TAUGHT),
-    "plain+front": Arm(
-        "tail heads, taught, after the first block and the last three, on the frozen trunk of plain",
-        "long",
-        "tail",
-        TAUGHT,
-        "plain",
-        exits=(0, -3, -2, -1),  # where the solved rule of plain+tail looks
-    ),
+    "plain+front": Arm(f"{FRONT}, on the frozen trunk of plain", "long", "tail", TAUGHT, "plain", exits=LOOKED_AT),
+    "front-0": Arm(f"{FRONT}, from scratch, none of the trunk's gradient", heads="tail", loss=TAUGHT, exits=LOOKED_AT),
     "light+taught": Arm("conv heads, taught, on the frozen trunk of light", "frozen", "conv", TAUGHT, "light"),
     "deep": Arm("deep supervision, linear heads", loss=DEEP),
     "deep+taught": Arm("conv heads, taught, on the frozen trunk of deep", "frozen", "conv", TAUGHT, "deep"),

@@ -4,9 +4,9 @@
     python benchmarks/spine.py --data ../shared/data/cifar10 --epochs 15 --precision auto
     python benchmarks/spine.py --data ../shared/data/cifar10 --epochs 15 --heads tail --frozen
 
-Trains the network twice, without exits and with one after every block, records, solves, and judges on the test
-split, which nothing else has touched. Interrupted, the same command goes on where it stopped. Writes a table and its
-figures to `benchmarks/spine/`.
+Trains the network twice, without exits and with them, records, solves, and judges on the test split, which nothing else
+has touched. Interrupted, the same command goes on where it stopped. Writes a table and its figures to
+`benchmarks/spine/`.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument(
         "--heads", default="conv", choices=("linear", "conv", "branch", "tail"), help="as for `optdepth train`"
     )
+    parser.add_argument("--exits", default="all", help="as for `optdepth train`")
     parser.add_argument("--frozen", action="store_true", help="the heads alone, on the network trained without exits")
     parser.add_argument("--price", type=float, default=0.05, help="loss that one full pass is worth")
     parser.add_argument("--seed", type=int, default=0)
@@ -55,7 +56,10 @@ def main() -> None:
     }
     exits, plain = Run(Path("runs") / name), Run(Path("runs") / f"{data}-plain")
     onto: dict[str, Any] = {"start": plain.folder, "backbone": "frozen"} if given.frozen else {}
-    for run, more in ((plain, {"exits": "last", "loss": "last-exit"}), (exits, {"heads": given.heads, **onto})):
+    for run, more in (
+        (plain, {"exits": "last", "loss": "last-exit"}),
+        (exits, {"heads": given.heads, "exits": given.exits, **onto}),
+    ):
         if not (run.folder / "training.json").is_file():
             train(out=run.folder, **common, **more)
     record(exits.folder)
