@@ -79,7 +79,7 @@ class HeadMaker:
         if missing := [node for node in self.layouts[-1][1:] if node not in self.layouts[k]]:
             return f"the tail also reads {missing[0].name}, which is made later"
         if any(isinstance(module, _BATCH_NORMS) for module in tail.modules()):
-            return "the tail holds BatchNorm, which mixes samples"
+            return "the tail holds BatchNorm, whose statistics are of the states after the last block"
         if not any(isinstance(module, nn.Linear) for module in tail.modules()):
             return "the tail ends in no linear layer"
         return None
