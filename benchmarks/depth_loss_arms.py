@@ -133,7 +133,9 @@ ARMS: dict[str, Arm] = {
     "plain+conv": Arm("conv heads on the frozen trunk of plain", "frozen", "conv", start="plain"),
     "plain+taught": Arm("conv heads, taught, on the frozen trunk of plain", "frozen", "conv", TAUGHT, "plain"),
     "light": Arm("2% of the trunk's gradient to each early exit, linear heads", loss=LIGHT),
-    "plain+taught-long": Arm("plain+taught, as long as from scratch", "long", "conv", TAUGHT, "plain"),
+    "plain+taught-long": Arm(
+        "conv heads, taught, for as long as the trunk, on it frozen", "long", "conv", TAUGHT, "plain"
+    ),
     "plain+branch": Arm("branch heads, taught, on the frozen trunk of plain", "long", "branch", TAUGHT, "plain"),
     "plain+tail": Arm("tail heads, taught, on the frozen trunk of plain", "long", "tail", TAUGHT, "plain"),
     "branch-0": Arm("branch heads, taught, from scratch, none of the trunk's gradient", heads="branch", loss=TAUGHT),
