@@ -1,12 +1,12 @@
-"""Accuracy, mean cost and time on the clock of every rule, beside the network trained without exits.
+r"""Accuracy, mean cost and time on the clock of every rule, beside the network trained without exits.
 
     python benchmarks/spine.py --data digits --epochs 30
-    python benchmarks/spine.py --data ../shared/data/cifar10 --epochs 15 --precision auto
-    python benchmarks/spine.py --data ../shared/data/cifar10 --epochs 15 --heads tail --frozen
+    python benchmarks/spine.py --data ../shared/data/cifar10 --epochs 15 --seed 1 --frozen \
+        --heads tail --exits stage1.block1,stage3.block1,stage3.block2,stage3.block3
 
 Trains the network twice, without exits and with them, records, solves, and judges on the test split, which nothing else
-has touched. Interrupted, the same command goes on where it stopped. Writes a table and its figures to
-`benchmarks/spine/`.
+has touched. Interrupted, the same command goes on where it stopped; over a run of other settings it says so and stops.
+Writes a table and its figures to `benchmarks/spine/`.
 """
 
 from __future__ import annotations
@@ -60,8 +60,7 @@ def main() -> None:
         (plain, {"exits": "last", "loss": "last-exit"}),
         (exits, {"heads": given.heads, "exits": given.exits, **onto}),
     ):
-        if not (run.folder / "training.json").is_file():
-            train(out=run.folder, **common, **more)
+        train(out=run.folder, **common, **more)
     record(exits.folder)
     solve(exits.folder, price=given.price)
     judged = evaluate_run(exits, clocked=BATCHES, repeats=5, progress=True)

@@ -132,7 +132,7 @@ class Objective(nn.Module):
         if self.frozen:
             self.network.eval()
             for head in self.network.heads[:-1]:
-                if any(parameter.requires_grad for parameter in head.parameters()):
+                if any(parameter.requires_grad for parameter in head.parameters()):  # not one shared with the last
                     head.train(mode)
         return self
 
