@@ -187,12 +187,10 @@ def trained(study: Study, arm: Arm, run: Run, seed: int) -> None:
         classes=len(data.classes),
         channels=data.channels,
         width=study.width,
-        exits="last" if arm.heads == "none" else "all",
+        exits="last" if arm.heads == "none" else arm.exits,
         heads="linear" if arm.heads == "none" else arm.heads,
         seed=seed,
     )
-    if arm.exits:
-        network = network.keep([network.exits[block].name for block in arm.exits])
     if arm.start:
         transplant(network, study.run(arm.start, seed).network())
     if arm.kind == "trunk":

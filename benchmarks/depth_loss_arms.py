@@ -102,17 +102,17 @@ class Arm:
             scratch; "late": a fine-tuning of `start`; "trunk": `start` without its early exits, as it is; "cascade":
             the networks of `members` one after another, the last one with its exits.
         heads: of the early exits; "none" is a network with its last exit alone.
-        exits: the blocks that have one, counted from 0; all of them where it is empty.
+        exits: as for `optdepth.resnet`.
         depth: layers; the study's where it is None.
     """
 
     what: str
     kind: Literal["scratch", "frozen", "long", "late", "trunk", "cascade"] = "scratch"
-    heads: Literal["none", "linear", "conv", "branch", "tail"] = "linear"
+    heads: Literal["none", "linear", "conv", "branch", "tail", "conv+tail"] = "linear"
     loss: DepthLoss = LAST
     start: str = ""
     members: tuple[str, ...] = ()
-    exits: tuple[int, ...] = ()
+    exits: Literal["all", "ends"] = "all"
     depth: int | None = None
 
     @property
@@ -121,9 +121,10 @@ class Arm:
         return (self.start,) if self.start else self.members
 
 
-FRONT = "tail heads, taught, after the first block and the last three"
-LOOKED_AT = (0, -3, -2, -1)
+ENDS = "after the first block and each of the last stage"
 """Where the solved rule of plain+tail looks, at most prices."""
+FRONT = f"tail heads, taught, {ENDS}"
+GLANCE = f"conv heads, taught, {ENDS}, and a tail head after the first block"
 
 ARMS: dict[str, Arm] = {
     "taught-0": Arm("conv heads, taught, from scratch, none of the trunk's gradient", heads="conv", loss=TAUGHT),
@@ -139,8 +140,11 @@ ARMS: dict[str, Arm] = {
     "plain+branch": Arm("branch heads, taught, on the frozen trunk of plain", "long", "branch", TAUGHT, "plain"),
     "plain+tail": Arm("tail heads, taught, on the frozen trunk of plain", "long", "tail", TAUGHT, "plain"),
     "branch-0": Arm("branch heads, taught, from scratch, none of the trunk's gradient", heads="branch", loss=TAUGHT),
-    "plain+front": Arm(f"{FRONT}, on the frozen trunk of plain", "long", "tail", TAUGHT, "plain", exits=LOOKED_AT),
-    "front-0": Arm(f"{FRONT}, from scratch, none of the trunk's gradient", heads="tail", loss=TAUGHT, exits=LOOKED_AT),
+    "plain+front": Arm(f"{FRONT}, on the frozen trunk of plain", "long", "tail", TAUGHT, "plain", exits="ends"),
+    "plain+glance": Arm(f"{GLANCE}, on the frozen trunk of plain", "long", "conv+tail", TAUGHT, "plain", exits="ends"),
+    "glance-0": Arm(
+        f"{GLANCE}, from scratch, none of the trunk's gradient", heads="conv+tail", loss=TAUGHT, exits="ends"
+    ),
     "light+taught": Arm("conv heads, taught, on the frozen trunk of light", "frozen", "conv", TAUGHT, "light"),
     "deep": Arm("deep supervision, linear heads", loss=DEEP),
     "deep+taught": Arm("conv heads, taught, on the frozen trunk of deep", "frozen", "conv", TAUGHT, "deep"),
@@ -148,8 +152,8 @@ ARMS: dict[str, Arm] = {
     "light-deep": Arm("light trained on, equal shares, linear heads", "late", loss=DEEP, start="light"),
     **{name: Arm(what, heads=heads, loss=loss) for name, (what, heads, loss) in EARLY.items()},
     **{f"static-{depth}": Arm(f"{depth} layers, no exits", heads="none", depth=depth) for depth in STATIC},
-    "static-32+branch": Arm(
-        "branch heads, taught, on the frozen trunk of static-32", "long", "branch", TAUGHT, "static-32", depth=32
+    "static-32+glance": Arm(
+        f"{GLANCE}, on the frozen trunk of static-32", "long", "conv+tail", TAUGHT, "static-32", exits="ends", depth=32
     ),
     "cascade-8": Arm("static-8, then plain", "cascade", members=("static-8", "plain")),
     "cascade-14": Arm("static-14, then plain", "cascade", members=("static-14", "plain")),

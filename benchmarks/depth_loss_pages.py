@@ -34,10 +34,11 @@ from provenance import table_row
 SHOWN = (0.01, 0.0215, 0.0464, 0.1, 0.2154, 0.4642, 1.0)
 """Prices in the tables: every second one of the sweep."""
 STYLES: dict[str, dict[str, Any]] = {
-    "plain+front": {"color": "#0072b2", "linewidth": 2.5},
+    "plain+glance": {"color": "#0072b2", "linewidth": 2.5},
+    "plain+front": {"color": "#0072b2"},
     "plain+branch": {"color": "#0072b2", "linestyle": "--"},
     "plain+taught-long": {"color": "#56b4e9", "linestyle": "--"},
-    "static-32+branch": {"color": "#0072b2", "linestyle": ":"},
+    "static-32+glance": {"color": "#0072b2", "linestyle": ":"},
     "taught-0": {"color": "#56b4e9"},
     "with-stopping": {"color": "#8a6d00"},
     "plain+taught": {"color": "#009e73"},

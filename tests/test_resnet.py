@@ -25,11 +25,29 @@ def test_exits_after_every_block_by_name() -> None:
     assert [exit.depth for exit in network.exits] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("exits", ["all", ["stage2.block1", "stage3.block3"]])
+def test_exits_at_the_ends_and_two_behind_one_block() -> None:
+    network = resnet(14, classes=4, exits="ends", heads="conv+tail", seed=0)
+    names = ["stage1.block1", "stage1.block1+tail", "stage3.block1", "stage3.block2"]
+    assert [exit.name for exit in network.exits] == names
+    assert [exit.depth for exit in network.exits] == [1, 1, 5, 6]
+    everywhere = resnet(14, classes=4, heads="conv+tail", seed=0)
+    assert [exit.depth for exit in everywhere.exits] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 6]
+    in_two_steps = everywhere.keep([*names[:2], "stage2.block1", *names[2:]]).keep(names)
+    assert network.fingerprint() == in_two_steps.fingerprint()
+
+
+def test_the_second_exit_of_a_block_costs_its_head_alone() -> None:
+    network = resnet(14, classes=4, channels=1, exits="ends", heads="conv+tail", seed=0)
+    costs = flops(network, torch.rand(1, 1, 32, 32))
+    assert costs.reach[0] == costs.reach[1] < costs.reach[2]
+    assert 0 < costs.probe[0] < costs.probe[1] / 10
+
+
+@pytest.mark.parametrize("exits", ["all", "ends", ["stage2.block1", "stage3.block3"]])
 def test_exits_leave_the_network_as_it_was_bit_for_bit(exits) -> None:
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     plain = resnet(20, classes=10, exits="last", seed=0)
-    staged = resnet(20, classes=10, exits=exits, seed=0)
+    staged = resnet(20, classes=10, exits=exits, heads="conv+tail", seed=0)
     for mode in (True, False):
         plain.train(mode), staged.train(mode)
         assert torch.equal(plain.full(images), staged(images)[-1])

@@ -1,7 +1,7 @@
 """Residual networks of our own for small images."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,8 @@ HEADS: dict[str, Callable[[int, int, int], nn.Module]] = {
 }
 """Kinds of early heads: channels of the state, classes, and width of the network -> head."""
 
+Heads = Literal["linear", "conv", "branch", "tail", "conv+tail"]
+
 
 def resnet(
     depth: int = 20,
@@ -62,8 +64,8 @@ def resnet(
     classes: int,
     channels: int = 3,
     width: int = 16,
-    exits: Sequence[str] | Literal["all", "last"] = "all",
-    heads: Literal["linear", "conv", "branch", "tail"] = "linear",
+    exits: Sequence[str] | Literal["all", "ends", "last"] = "all",
+    heads: Heads = "linear",
     seed: int,
 ) -> StagedNetwork:
     """The residual network for CIFAR of He et al. 2016, arXiv:1512.03385: 6n+2 layers in three stages.
@@ -73,11 +75,14 @@ def resnet(
         classes: how many logits.
         channels: of the input images, (n, channels, height, width), of any size from 8x8.
         width: channels of the first stage; the others have two and four times as many.
-        exits: "all" for one after each block, "last", or names such as "stage1.block2", the last among them.
+        exits: "all" for one after each block; "ends", after the first block and each of the last stage, where solved
+            rules look if heads are large (docs/depth_loss.md); "last"; or names such as "stage1.block2", the last among
+            them.
         heads: of the exits before the last: "linear" (`PooledLinear`); "conv" (`PooledConv`), which answer far better
             early and cost 1 to 2% of a resnet20 at each look; "branch" (`PooledBranch` in the first two stages,
-            `PooledConv` in the third), which answer better still there and cost 9 and 6%; or "tail" (a residual
-            block a step there), better again at 17 and 9%.
+            `PooledConv` in the third), which answer better still there and cost 9 and 6%; "tail" (a residual block a
+            step there), better again at 17 and 9%; or "conv+tail", in the first two stages two exits a block, such as
+            "stage1.block2" and "stage1.block2+tail": a glance, and a look for those whom it leaves unsure.
         seed: of the weights. Trunk and heads do not depend on which exits are chosen.
 
     Raises:
@@ -88,17 +93,19 @@ def resnet(
         raise InputError(f"depth {depth} is not 6n+2 from 8 on: the nearest are {lower} and {lower + 6}")
     if min(classes, channels, width) < 1:
         raise InputError(f"classes {classes}, channels {channels}, width {width}: each must be at least 1")
-    if heads not in HEADS:
-        raise InputError(f"heads={heads!r}: give {' or '.join(map(repr, HEADS))}")
+    if heads not in get_args(Heads):
+        raise InputError(f"heads={heads!r}: give {' or '.join(map(repr, get_args(Heads)))}")
     per_stage = (depth - 2) // 6
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _build(per_stage, classes, channels, width, HEADS[heads])
+        network = _build(per_stage, classes, channels, width, heads.split("+"))
     names = [exit.name for exit in network.exits]
     if isinstance(exits, str):
-        if exits not in ("all", "last"):
-            raise InputError(f"exits={exits!r}: give 'all', 'last', or a list of {', '.join(names)}")
-        exits = names if exits == "all" else names[-1:]
+        ends = [exit.name for exit in network.exits if exit.depth == 1 or exit.depth > 2 * per_stage]
+        chosen = {"all": names, "ends": ends, "last": names[-1:]}
+        if exits not in chosen:
+            raise InputError(f"exits={exits!r}: give 'all', 'ends', 'last', or a list of {', '.join(names)}")
+        exits = chosen[exits]
     network.config = {
         "family": "resnet",
         "depth": depth,
@@ -114,10 +121,8 @@ def resnet(
     return kept
 
 
-def _build(
-    per_stage: int, classes: int, channels: int, width: int, head: Callable[[int, int, int], nn.Module]
-) -> StagedNetwork:
-    """One exit after each block. The trunk and the last head draw their weights first."""
+def _build(per_stage: int, classes: int, channels: int, width: int, kinds: Sequence[str]) -> StagedNetwork:
+    """An exit of each kind after each block. The trunk and the last head draw their weights first."""
     widths = [width * 2**stage for stage in range(3) for _ in range(per_stage)]
     stem = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
     before = [width, *widths[:-1]]
@@ -126,9 +131,17 @@ def _build(
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     last = PooledLinear(widths[-1], classes)
-    heads = [*(head(size, classes, width) for size in widths[:-1]), last]
-    exits = [Exit(f"stage{k // per_stage + 1}.block{k % per_stage + 1}", k + 1) for k in range(len(blocks))]
-    return StagedNetwork(stem, blocks, heads, exits)
+    stages: list[nn.Module] = []
+    heads: list[nn.Module] = []
+    exits: list[Exit] = []
+    for k, (block, size) in enumerate(zip(blocks, widths, strict=True)):
+        name = f"stage{k // per_stage + 1}.block{k % per_stage + 1}"
+        here = kinds if size < 4 * width else kinds[:1]  # in the last stage conv and tail heads are the same
+        for kind in here:
+            stages.append(block if kind == here[0] else nn.Sequential())
+            heads.append(last if k == len(blocks) - 1 else HEADS[kind](size, classes, width))
+            exits.append(Exit(name if kind == here[0] else f"{name}+{kind}", k + 1))
+    return StagedNetwork(stem, stages, heads, exits)
 
 
 FAMILIES["resnet"] = resnet

@@ -56,11 +56,12 @@ class StagedNetwork(nn.Module):
         stem: inputs (n, ...) -> state.
         stages: K modules, state -> state: the blocks between exit k-1 and exit k.
         heads: K modules, state -> logits (n, classes). The last one is the original network's own.
-        exits: K records, in order of depth, with names that differ.
+        exits: K records, in order of depth, with names that differ. Several may stand behind one block: a head that
+            costs little, then one that answers better. Between them lies a stage that holds no block.
         config: `{"family": name, **arguments}` of the builder, without which the network cannot be saved.
 
     Raises:
-        InputError: no stage, lengths that differ, names given twice, or depths that do not increase.
+        InputError: no stage, lengths that differ, names given twice, or depths that fall.
     """
 
     def __init__(
@@ -76,8 +77,8 @@ class StagedNetwork(nn.Module):
             counts = f"{len(stages)} stages, {len(heads)} heads and {len(exits)} exits"
             raise InputError(f"got {counts}: give one head and one exit for each of at least one stage")
         depths, names = [exit.depth for exit in exits], [exit.name for exit in exits]
-        if len(set(names)) < len(names) or any(a >= b for a, b in itertools.pairwise(depths)):
-            raise InputError(f"exits {names} at depths {depths}: names must differ and depths must increase")
+        if len(set(names)) < len(names) or any(a > b for a, b in itertools.pairwise(depths)):
+            raise InputError(f"exits {names} at depths {depths}: names must differ and depths must not fall")
         self.stem = stem
         self.stages = nn.ModuleList(stages)
         self.heads = nn.ModuleList(heads)
@@ -202,10 +203,8 @@ def load_network(folder: str | Path, *, model: nn.Module | None = None, example:
 
 def _merge(stages: Sequence[nn.Module]) -> nn.Module:
     """One module that runs the stages in turn; flat, so that keeping exits in two steps equals one."""
-    if len(stages) == 1:
-        return stages[0]
     flat = [part for stage in stages for part in (stage if isinstance(stage, nn.Sequential) else [stage])]
-    return nn.Sequential(*flat)
+    return flat[0] if len(flat) == 1 else nn.Sequential(*flat)
 
 
 def hidden(state: State) -> Tensor:

@@ -41,8 +41,8 @@ class Seen:
         price: λ, nats per unit of cost.
         halting: (n, K) probabilities h of stopping at an exit once there, h_K = 1, of the halting head, or 0 and 1 of
             the rule; None unless needed.
-        residuals: K relative residual sizes (n,), one a stage, None where a stage changes the state's shape;
-            they carry their gradient to the trunk. Empty unless a part needs them.
+        residuals: K relative residual sizes (n,), one a stage, None where a stage changes the state's shape or holds no
+            block; they carry their gradient to the trunk. Empty unless a part needs them.
     """
 
     losses: Float[Tensor, "n K"]

@@ -149,7 +149,8 @@ class Objective(nn.Module):
                 before = _gated(state, onward[k : k + 1]) if self.loss.balanced and not self.frozen else state
                 state = self.network.advance(before, k)
                 if "residuals" in self.loss.needs:
-                    same = hidden(before).shape == hidden(state).shape
+                    moved = state is not before  # else no block lies between two exits
+                    same = moved and hidden(before).shape == hidden(state).shape
                     residuals.append(residual_size(before, state) if same else None)
             logits.append(self.network.answer(_gated(state, gate), k))
         return logits, tuple(residuals)
