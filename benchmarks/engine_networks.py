@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map
@@ -57,7 +57,8 @@ def linear(data: str, text: str) -> Subject:
     """Linear heads on a trunk that gives each of them 2% of its gradient."""
     folder = RUNS / f"{Path(data).name}-linear"
     if not (folder / "traces" / "test.safetensors").is_file():
-        train(out=folder, data=data, epochs=15, precision="auto", heads="linear", loss="light-supervision")
+        loss, heads = "light-supervision", "linear"
+        train(out=folder, data=data, epochs=15, precision="auto", exits="all", heads=heads, loss=loss)
         record(folder)
     return _images("resnet20 on CIFAR-10, linear heads", folder)
 
@@ -67,9 +68,8 @@ def conv(data: str, text: str) -> Subject:
     folder, plain = RUNS / f"{Path(data).name}-taught", RUNS / f"{Path(data).name}-plain"
     if not (folder / "traces" / "test.safetensors").is_file():
         train(out=plain, data=data, epochs=15, precision="auto", exits="last", loss="last-exit")
-        frozen: dict[str, Literal["frozen"]] = {"backbone": "frozen"}
-        loss = "last-exit+distillation"
-        train(out=folder, data=data, epochs=2, precision="auto", start=plain, heads="conv", loss=loss, **frozen)
+        given: dict[str, Any] = {"start": plain, "backbone": "frozen", "loss": "last-exit+distillation"}
+        train(out=folder, data=data, epochs=2, precision="auto", exits="all", heads="conv", **given)
         record(folder)
     return _images("resnet20 on CIFAR-10, conv heads on the trunk trained without exits", folder)
 

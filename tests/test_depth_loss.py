@@ -196,9 +196,11 @@ def is_trunk(name: str) -> bool:
     [
         depth_loss("deep-supervision", 0.0),
         depth_loss("light-supervision", 0.0),
-        DepthLoss(0.5, ((1.0, SoftEnvelope(0.5)),)),
-        DepthLoss(0.5, ((1.0, StoppingCost()),)),
-        DepthLoss(0.5, ((0.5, StoppingCost()), (0.5, DeepSupervision()), (0.1, DiminishingReturns(0.5)))),
+        DepthLoss(0.5, ((1.0, SoftEnvelope(0.5)),), distillation=0),
+        DepthLoss(0.5, ((1.0, StoppingCost()),), distillation=0),
+        DepthLoss(
+            0.5, ((0.5, StoppingCost()), (0.5, DeepSupervision()), (0.1, DiminishingReturns(0.5))), distillation=0
+        ),
     ],
 )
 def test_trunk_gets_weighted_gradients_and_heads_full_ones(loss: DepthLoss) -> None:
@@ -228,7 +230,7 @@ def test_balanced_raises_every_stage_to_the_weight_of_the_first(parts) -> None:
     """Stage j gets the gradient of J over the share of the weights that the exits from j on hold; heads as before."""
     by_balance = {}
     for balanced in (False, True):
-        model = objective(DepthLoss(0.5 if len(parts) > 1 else 0.0, parts, balanced=balanced))
+        model = objective(DepthLoss(0.5 if len(parts) > 1 else 0.0, parts, distillation=0, balanced=balanced))
         by_balance[balanced] = gradients(model, model(IMAGES, LABELS, 0.5)[0])
     every = cross_entropies(model).detach()
     halting = model.halting([a.detach() for a in model.network(IMAGES)]).detach() if model.halting else None
@@ -267,6 +269,18 @@ def test_last_exit_trains_the_network_without_exits() -> None:
     assert all(got[f"heads.{k}.linear.weight"].abs().sum() > 0 for k in range(6))
 
 
+def test_a_stage_without_a_block_has_no_returns_that_could_diminish() -> None:
+    asked = DepthLoss(parts=((1.0, DiminishingReturns()),), distillation=0)
+    values = []
+    for heads in ("conv", "conv+tail"):
+        network = resnet(14, classes=3, channels=1, width=4, heads=heads, seed=0)
+        model = Objective(network, asked, [exit.depth for exit in network.exits]).eval()
+        losses = torch.stack([F.cross_entropy(answer, LABELS) for answer in network(IMAGES)])
+        values.append(model(IMAGES, LABELS, 0.0)[0] - losses.sum())
+    assert values[0] > 0
+    torch.testing.assert_close(*values)
+
+
 def test_distillation_teaches_the_early_exits_and_asks_nothing_of_the_last() -> None:
     """Gradients are those of the mixed losses, written out with soft labels; the teacher learns from labels alone."""
     share = 0.7
@@ -283,15 +297,15 @@ def test_distillation_teaches_the_early_exits_and_asks_nothing_of_the_last() -> 
 
 def test_distillation_needs_classes_and_a_lone_exit_has_nobody_to_teach() -> None:
     network = resnet(8, classes=3, channels=1, width=4, exits="last", seed=0)
-    taught, plain = DepthLoss(distillation=0.7), DepthLoss()
+    taught, plain = DepthLoss(), DepthLoss(distillation=0)
     values = [Objective(network, loss, [1.0])(IMAGES, LABELS, 0.0)[0] for loss in (taught, plain)]
     assert torch.equal(*values)
-    with pytest.raises(InputError, match="cross_entropy"):
+    with pytest.raises(InputError, match="give distillation=0"):
         Objective(network, taught, [1.0], task=lambda answer, target: answer.sum(1))
 
 
 def test_the_halting_head_learns_and_its_observations_do_not_touch_the_network() -> None:
-    model = objective(DepthLoss(0.5, ((1.0, StoppingCost()),)))
+    model = objective(DepthLoss(0.5, ((1.0, StoppingCost()),), distillation=0))
     value, _ = model(IMAGES, LABELS, 0.5)
     value.backward()
     assert model.halting.out.bias.grad.abs().sum() > 0
@@ -307,7 +321,7 @@ def test_the_halting_head_learns_and_its_observations_do_not_touch_the_network()
 
 def test_matched_gradients_of_a_solved_rule_go_to_where_it_stops() -> None:
     """The last exit alone until a rule is solved; then each sample's weight is at the exit where the rule stops it."""
-    model = objective(DepthLoss(0.5, ((1.0, StoppingCost(by="rule")),)))
+    model = objective(DepthLoss(0.5, ((1.0, StoppingCost(by="rule")),), distillation=0))
     exits, generator = len(model.costs), torch.Generator().manual_seed(1)
     labels = torch.arange(400) % 3
     hints = 3 * torch.rand(400, 1, generator=generator) * F.one_hot(labels, 3)  # easy ones and hard ones

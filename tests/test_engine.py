@@ -14,11 +14,12 @@ from optdepth.costs import flops
 from optdepth.errors import InputError
 from optdepth.inference.clock import clock
 from optdepth.inference.engine import Answer, Engine
+from optdepth.inference.stream import stream
 from optdepth.inference.timings import Timings, latency
 from optdepth.networks import StagedNetwork, resnet
 from optdepth.networks.staged import select
 from optdepth.record import record
-from optdepth.stopping.baselines import confidence, entropy, patience
+from optdepth.stopping.baselines import Threshold, confidence, entropy, patience
 from optdepth.stopping.lookahead import lookahead
 from optdepth.stopping.rule import FixedDepth, Origin, Rule
 from optdepth.stopping.snell import snell
@@ -121,6 +122,46 @@ def anywhere(rule: Rule) -> Rule:
     """The same rule without the fingerprint, for a network whose modules are wrapped."""
     rule.origin = Origin(rule.origin.costs, "", rule.origin.price, rule.origin.fitted_on)
     return rule
+
+
+class Glancing:
+    """A network with two exits behind its first block, and a rule that stops a share at each of the three."""
+
+    def __init__(self) -> None:
+        self.network = resnet(8, classes=4, channels=1, width=8, exits="ends", heads="conv+tail", seed=0)
+        self.inputs = torch.rand(96, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        self.network.train()(self.inputs)  # moves the statistics of the norms
+        self.network.eval()
+        costs = flops(self.network, self.inputs[:1]).relative()
+        self.trace = record(self.network, [(self.inputs, torch.arange(96) % 4)], costs)
+        seen = torch.from_numpy(self.trace.columns(["confidence"])[:, :-1, 0])
+        self.rule = Threshold(Origin.of(self.trace), "confidence", seen.quantile(0.7, dim=0))
+
+
+@pytest.mark.parametrize("size", [1, 5, 96])
+def test_two_exits_behind_one_block(size: int) -> None:
+    """The block is run and paid once, whoever asks its second head pays that too."""
+    given = Glancing()
+    exits = given.rule.exits(given.trace)
+    assert np.bincount(exits, minlength=3).min() > 0
+    stages = [Counting(stage) for stage in given.network.stages]
+    network = StagedNetwork(given.network.stem, stages, given.network.heads, given.network.exits).eval()
+    answers = [Engine(network, anywhere(given.rule))(part) for part in given.inputs.split(size)]
+    assert np.array_equal(torch.cat([answer.exit for answer in answers]), exits)
+    np.testing.assert_allclose(torch.cat([answer.cost for answer in answers]), given.trace.costs.paid()[exits])
+    assert sum(stages[0].sizes) == 96
+    assert sum(stages[1].sizes) == (exits > 0).sum()
+    assert not list(given.network.stages[1].children())
+    served = list(stream(Engine(given.network, given.rule), given.inputs, batch=size, ordered=True))
+    assert [answer.exit for answer in served] == exits.tolist()
+
+
+def test_two_exits_behind_one_block_on_the_clock() -> None:
+    given = Glancing()
+    timings = Timings.measure(given.network, given.inputs, sizes=(1, 16), repeats=1)
+    assert timings.costs(16).reach[1] < timings.costs(16).reach[2]
+    answer = Engine(given.network, given.rule, timings=timings)(given.inputs)
+    assert np.array_equal(answer.exit, given.rule.exits(given.trace))
 
 
 def test_layers_behind_the_last_exit_taken_are_not_run(setting: Setting) -> None:

@@ -25,7 +25,7 @@ from optdepth.stopping.baselines import Threshold
 from optdepth.stopping.rule import FixedDepth, Origin, Rule
 from optdepth.stopping.snell import snell
 from optdepth.trace import Costs
-from test_engine import Setting
+from test_engine import Glancing, Setting
 from zoo import deciding, images, speaking, tokens
 
 
@@ -245,6 +245,14 @@ def test_recall_is_in_the_graphs(setting: Setting, tmp_path: Path) -> None:
     found = runtime(inputs.numpy())
     unlike = np.abs(found.logits - own.logits.numpy()).max(axis=1) > 1e-3
     assert np.array_equal(unlike, own.exit.numpy() > 0)
+
+
+def test_two_exits_behind_one_block(tmp_path: Path) -> None:
+    given = Glancing()
+    export(given.network, given.rule, given.inputs[:8], tmp_path)
+    runtime = Runtime(tmp_path)
+    assert [graph.exit for graph in runtime.graphs] == [0, 1, 2]
+    assert answers_as(given.network, given.rule, runtime, given.inputs) == {0, 1, 2}
 
 
 def test_exits_that_are_not_looked_at_and_what_nobody_reaches_are_not_in_the_bundle(

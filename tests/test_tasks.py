@@ -18,7 +18,7 @@ from optdepth.tasks import token_cross_entropy, token_error
 from optdepth.training import DeepSupervision, DepthLoss, StoppingCost
 from optdepth.training.objective import Objective
 
-SHARED_EVENLY = DepthLoss(parts=((1.0, DeepSupervision("equal")),))
+SHARED_EVENLY = DepthLoss(parts=((1.0, DeepSupervision("equal")),), distillation=0)
 
 
 def squared(answer: Tensor, target: Tensor) -> Tensor:
@@ -320,7 +320,7 @@ def test_bad_tasks_say_what_to_do(regression: Regression) -> None:
     target[3] = torch.nan
     with pytest.raises(InputError, match="loss of sample 3 at exit 0 is nan"):
         od.record(network, [(regression.inputs, target)], costs, loss=squared, answers="numbers")
-    halting = Objective(network, DepthLoss(0.1, ((1.0, StoppingCost()),)), range(1, 7), task=squared)
+    halting = Objective(network, DepthLoss(0.1, ((1.0, StoppingCost()),), distillation=0), range(1, 7), task=squared)
     with pytest.raises(InputError, match="not logits of two classes"):
         halting(regression.inputs, regression.target, 0.1)
     with pytest.raises(InputError, match="unknown feature 'size'"):

@@ -57,7 +57,8 @@ def demo(
     """
     try:
         _out.quiet = True  # of the first steps the progress bars say enough
-        train(out=out, data="digits", seed=seed, epochs=30)
+        # Of images this small the first blocks see enough, so a look that costs little is what there is to show.
+        train(out=out, data="digits", exits="all", heads="conv", seed=seed, epochs=30)
         record(out)
         solve(out, price=0.05)
         _out.quiet = as_json
@@ -75,12 +76,18 @@ def train(
     width: Annotated[int, typer.Option(min=1, help="Channels of the first stage.")] = 16,
     exits: Annotated[
         str,
-        typer.Option(help="`all`, `last`, or names separated by commas, such as stage1.block2,stage3.block3."),
-    ] = "all",
+        typer.Option(
+            help="`ends`: after the first block and each of the last stage; `all`, `last`, or names separated by "
+            "commas, such as stage1.block2,stage3.block3."
+        ),
+    ] = "ends",
     heads: Annotated[
-        Literal["linear", "conv", "branch", "tail"],
-        typer.Option(help="Of the early exits. Those named later answer better early, and cost more at each look."),
-    ] = "conv",
+        Literal["linear", "conv", "branch", "tail", "conv+tail"],
+        typer.Option(
+            help="Of the early exits. Those named later answer better early, and cost more at each look; `conv+tail` "
+            "is both, one after the other, before the last stage."
+        ),
+    ] = "conv+tail",
     start: Annotated[
         Path | None,
         typer.Option(help="Run folder of a trained network to take the trunk from; early heads too if they are alike."),
@@ -118,7 +125,7 @@ def train(
     run = Run(out)
     objective = depth_loss(loss, price)
     loaded = run.begin(data, seed, image_size)
-    names = exits if exits in ("all", "last") else exits.split(",")
+    names = exits if exits in ("all", "ends", "last") else exits.split(",")
     network = resnet(
         depth,
         classes=len(loaded.classes),

@@ -30,6 +30,9 @@ from ..errors import InputError
 
 Need = Literal["price", "halting", "rule", "residuals"]
 
+TAUGHT = 0.7
+"""Share of the last exit's answer in what the early exits learn. The one tried: see docs/depth_loss.md."""
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -41,8 +44,8 @@ class Seen:
         price: λ, nats per unit of cost.
         halting: (n, K) probabilities h of stopping at an exit once there, h_K = 1, of the halting head, or 0 and 1 of
             the rule; None unless needed.
-        residuals: K relative residual sizes (n,), one a stage, None where a stage changes the state's shape or holds no
-            block; they carry their gradient to the trunk. Empty unless a part needs them.
+        residuals: relative residual sizes (n,), one for each stage that holds a block, None where it changes the
+            state's shape; they carry their gradient to the trunk. Empty unless a part needs them.
     """
 
     losses: Float[Tensor, "n K"]
@@ -217,7 +220,8 @@ class DepthLoss:
         schedule: how the price grows.
         distillation: share, in [0, 1), of the last exit's own answer in what the early exits learn: L_k, k < K, is then
             (1 - share) x cross-entropy with the label + share x divergence from the last exit's probabilities, which
-            are held fixed (Phuong and Lampert 2019, "Distillation-based training for multi-exit architectures").
+            are held fixed (Phuong and Lampert 2019, "Distillation-based training for multi-exit architectures"). It
+            needs class probabilities: give 0 for other tasks.
         balanced: whether every stage of the trunk receives gradient of the same total weight. The weights w_k = ∂J/∂L_k
             say how much of the first stage's gradient each exit gives; a later stage hears the later exits alone, so
             of J itself it gets less the fewer they are. For equal shares this is the gradient equilibrium of Li et al.
@@ -232,7 +236,7 @@ class DepthLoss:
     price: float = 0.0
     parts: tuple[tuple[float, Part], ...] = ((1.0, DeepSupervision("priced")),)
     schedule: PriceSchedule = PriceSchedule()
-    distillation: float = 0.0
+    distillation: float = TAUGHT
     balanced: bool = False
 
     def __post_init__(self) -> None:
@@ -270,8 +274,6 @@ PARTS: dict[str, Part] = {
     "soft-envelope": SoftEnvelope(),
 }
 DIMINISHING, DISTILLATION = "+diminishing-returns", "+distillation"
-TAUGHT = 0.7
-"""Share of the last exit's answer, with the suffix. The one tried: see docs/depth_loss.md."""
 
 
 def depth_loss(name: str, price: float) -> DepthLoss:

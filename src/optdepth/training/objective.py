@@ -55,7 +55,9 @@ class Objective(nn.Module):
         if frozen and exits == 1:
             raise InputError("a frozen network with its last exit alone has nothing to train: add exits")
         if loss.distillation > 0 and task is not cross_entropy:
-            raise InputError("distillation teaches class probabilities, so the task must be cross_entropy: give 0")
+            raise InputError(
+                "distillation teaches class probabilities; the task is not cross_entropy: give distillation=0"
+            )
         if "rule" in loss.needs and task is not cross_entropy:
             raise InputError("a rule is solved on class logits, so the task must be cross_entropy: give by='head'")
         self.network, self.loss, self.frozen, self.task = network, loss, frozen, task
@@ -148,9 +150,8 @@ class Objective(nn.Module):
             with torch.set_grad_enabled(not self.frozen):
                 before = _gated(state, onward[k : k + 1]) if self.loss.balanced and not self.frozen else state
                 state = self.network.advance(before, k)
-                if "residuals" in self.loss.needs:
-                    moved = state is not before  # else no block lies between two exits
-                    same = moved and hidden(before).shape == hidden(state).shape
+                if "residuals" in self.loss.needs and state is not before:  # else no block lies between two exits
+                    same = hidden(before).shape == hidden(state).shape
                     residuals.append(residual_size(before, state) if same else None)
             logits.append(self.network.answer(_gated(state, gate), k))
         return logits, tuple(residuals)
