@@ -22,6 +22,7 @@ from optdepth.networks import (
     stage,
 )
 from optdepth.networks.attach import choose
+from optdepth.networks.heads import PooledBranch
 from zoo import build, images, tokens
 
 
@@ -271,10 +272,31 @@ def test_heads() -> None:
         stage(convnet, example=example, head="tail")
     with pytest.raises(InputError, match="head='token' needs states and answers"):
         stage(convnet, example=example, head="token")
-    with pytest.raises(InputError, match="needs a seed"):
-        stage(convnet, example=example, head="mlp")
+    for head in ("mlp", "branch"):
+        with pytest.raises(InputError, match="need a seed"):
+            stage(convnet, example=example, head=head)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"head='branch' needs maps .* the state is \(3, 5, 192\)"):
+        stage(vit, example=images(), head="branch", seed=0)
     with pytest.raises(InputError, match="head='big'"):
         stage(convnet, example=example, head="big")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "name", ["torchvision resnet", "torchvision resnext", "timm convnext", "timm regnet", "transformers resnet"]
+)
+def test_branches_cost_a_tenth_at_most_and_end_on_the_last_map(name: str) -> None:
+    model, example = build(name)
+    network = stage(model, example=example, head="branch", exits="all", seed=0)
+    last = network.exits[-1]
+    assert all(exit.head <= 0.1 * (last.trunk + last.head) for exit in network.exits[:-1])
+    assert not any(logits.any() for logits in network(example)[:-1])
+    state = network.start(example)
+    for k, head in enumerate(network.heads[:-1]):
+        state = network.advance(state, k)
+        assert isinstance(head, PooledBranch)
+        assert max(head.look(hidden(state)).shape[2:]) <= max(last.shape[1:])
+    again = stage(build(name)[0], example=example, head="branch", exits="all", seed=0)
+    assert network.fingerprint() == again.fingerprint()
 
 
 def test_minilm_with_its_trained_weights() -> None:

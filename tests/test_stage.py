@@ -123,15 +123,22 @@ def test_heads_alone_leave_every_bit_of_the_model(tmp_path: Path) -> None:
     assert all(head.linear.weight.any() for head in network.heads[:-1] if hasattr(head, "linear"))
 
 
-@pytest.mark.parametrize("name", [name for name in [*IMAGES, *TOKENS] if "per token" not in name])
-def test_heads_alone_of_every_family_are_trained_saved_and_loaded(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        *((name, "linear") for name in [*IMAGES, *TOKENS] if "per token" not in name),
+        ("torchvision resnext", "branch"),
+        ("timm convnext", "branch"),
+    ],
+)
+def test_heads_alone_of_every_family_are_trained_saved_and_loaded(name: str, head: Any, tmp_path: Path) -> None:
     """Not one parameter or buffer of the model changes, BatchNorm statistics included; nor does saving change a bit."""
     model, example = build(name)
     before = copy.deepcopy(model.state_dict())
     inputs = images(64) if name in IMAGES else tokens((9, 5, 7, 6) * 16)
     labels = torch.arange(64) % 2
     data = TensorData.of("made up", (inputs, labels), (example, labels[:3]), fit=0.2, certify=0.2, seed=0)
-    network = stage(model, example=example, exits="all", head="linear")
+    network = stage(model, example=example, exits="all", head=head, seed=0 if head == "branch" else None)
     train(
         network,
         data,

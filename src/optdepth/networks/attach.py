@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -10,12 +11,16 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import InputError
-from .heads import Pool, PooledLinear, PooledMLP, TokenHead
+from .heads import Pool, PooledBranch, PooledLinear, PooledMLP, TokenHead
 from .parts import Cut, part
 from .staged import Exit, hidden
 from .tracing import Traced
 
-Head = Literal["auto", "tail", "linear", "mlp", "token"]
+Head = Literal["auto", "tail", "linear", "mlp", "branch", "token"]
+DRAWN = ("mlp", "branch")
+"""Heads that start from random weights."""
+_SHARE = 0.1
+"""Of the model's work that a branch may cost: what branches in front of the first stage of a resnet20 do."""
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 
 
@@ -25,6 +30,7 @@ class HeadMaker:
     Args:
         layouts: the nodes of the state at each cut.
         mask: the input that says what is no padding, if there is one.
+        work: FLOPs of the model on the example.
     """
 
     def __init__(
@@ -34,8 +40,10 @@ class HeadMaker:
         cuts: Sequence[Cut],
         layouts: Sequence[Sequence[fx.Node]],
         mask: fx.Node | None,
+        work: float,
     ) -> None:
         self.model, self.traced, self.cuts, self.layouts, self.mask = model, traced, cuts, layouts, mask
+        self.work = work
 
     def make(self, k: int, state: Any, answer: Tensor, kind: Head, tail: nn.Module) -> nn.Module:
         """The head of exit k, untrained: its answers are zero.
@@ -59,17 +67,35 @@ class HeadMaker:
                     f"head='token' needs states and answers (n, tokens, ...): at {self.cuts[k].name} the state is "
                     f"{tuple(x.shape)} and the answer {tuple(answer.shape)}"
                 )
-            made: TokenHead | PooledMLP | PooledLinear = TokenHead(width, classes)
+            made: TokenHead | PooledMLP | PooledLinear | PooledBranch = TokenHead(width, classes)
         elif answer.dim() != 2:
             raise InputError(
                 f"the answer has shape {tuple(answer.shape)}, a pooled head makes (n, classes): give head='tail' or "
                 "head='token'"
             )
+        elif kind == "branch":
+            if x.dim() != 4 or pool.channels != 1:
+                raise InputError(
+                    f"head='branch' needs maps (n, channels, height, width): at {self.cuts[k].name} the state is "
+                    f"{tuple(x.shape)}; give head='auto', 'linear' or 'mlp'"
+                )
+            made = self._branch(x, classes)
         else:
             made = (PooledMLP if kind == "mlp" else PooledLinear)(width, classes, pool)
         nn.init.zeros_(made.linear.weight)
         nn.init.zeros_(made.linear.bias)
         return made.to(x)
+
+    def _branch(self, x: Tensor, classes: int) -> PooledBranch:
+        """Steps down to the size of the last map, one at least, as wide as `_SHARE` allows."""
+        size, end = max(x.shape[2:]), max(self.cuts[-1].hidden.meta["val"].shape[2:])
+        steps = max(1, math.ceil(math.log2(size / end)))
+        width = x.shape[1]
+        while True:
+            made = PooledBranch(x.shape[1], classes, steps, width=width).eval()
+            if width == 1 or flops_of(made.to(x), x)[0] <= _SHARE * self.work:
+                return made
+            width = math.ceil(width / 2)
 
     def _no_tail(self, k: int, tail: nn.Module) -> str | None:
         """Why a copy of the model's own tail does not fit exit k; None where it does."""

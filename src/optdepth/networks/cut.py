@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..errors import InputError
-from .attach import Head, HeadMaker, choose, flops_of
+from .attach import DRAWN, Head, HeadMaker, choose, flops_of
 from .blocks import blocks_of, holders, learned_after, named_blocks, outside, residual_additions, rest_of_block
 from .parts import Cut, live, part
 from .signature import Signature, Stem, answer_of, evaluation
@@ -53,11 +53,13 @@ def stage(
             the trunk up to the next exit, which is all that stopping there rather than then can save; a number, spread
             evenly over the trunk's cost; or names. The last block is always an exit.
         head: "tail", a copy of what the model itself has after its last block (pooler included); "linear" and "mlp"
-            on the mean over places, padding left out; "token", linear at every token; "auto" is "tail" where the
-            state has the shape that the tail takes, else "linear". A new head's last layer is zero: it says nothing.
+            on the mean over places, padding left out; "branch", convolutions down to the size of the last map, at no
+            more than a tenth of the model's work, for convolutional models, whose early maps tell a linear head little;
+            "token", linear at every token; "auto" is "tail" where the state has the shape that the tail takes, else
+            "linear". A new head's last layer is zero: it says nothing.
         blocks: names of the blocks, or of the container that holds them; found by themselves if not given.
         output: which of several outputs is the answer: a key or a position. By default the only one, or "logits".
-        seed: of the weights of "mlp" heads, the one head that draws any.
+        seed: of the weights of "mlp" and "branch" heads; the others draw none.
 
     Returns:
         A network in the mode of the model; `network.exits` says name, depth, state shape, and FLOPs of trunk and head.
@@ -67,8 +69,10 @@ def stage(
     """
     if head not in get_args(Head):
         raise InputError(f"head={head!r}: give one of {', '.join(get_args(Head))}")
-    if (head == "mlp") != (seed is not None):
-        raise InputError(f"head={head!r}, seed={seed}: head='mlp' draws weights and needs a seed, the others draw none")
+    if (head in DRAWN) != (seed is not None):
+        raise InputError(
+            f"head={head!r}, seed={seed}: {' and '.join(DRAWN)} heads draw weights and need a seed, others draw none"
+        )
     signature = Signature.of(example)
     run = answer_of(model, signature, output)
     with evaluation(model):
@@ -153,22 +157,26 @@ def _network(
     stem = Stem(part(traced, traced.inputs, layouts[0], first=True), signature, traced.inputs)
     stages = [part(traced, *pair) for pair in itertools.pairwise(layouts)]
     tail = part(traced, layouts[-1], [traced.output], last=True)
-    maker = HeadMaker(model, traced, cuts, layouts[1:], mask)
-    heads, exits = [], []
     trunk, state = flops_of(stem, example)
+    upto, states = [], []
+    for k, run in enumerate(stages):
+        given, versions = state, _versions(state)
+        cost, state = flops_of(run, given)
+        if _versions(given) != versions:
+            stages[k] = part(traced, layouts[k], layouts[k + 1], fresh=True)
+        trunk += cost
+        upto.append(trunk)
+        states.append(state)
+    maker = HeadMaker(model, traced, cuts, layouts[1:], mask, work=trunk + flops_of(tail, state)[0])
+    heads, exits = [], []
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        for k, (cut, run) in enumerate(zip(cuts, stages, strict=True)):
-            given, versions = state, _versions(state)
-            cost, state = flops_of(run, given)
-            if _versions(given) != versions:
-                stages[k] = part(traced, layouts[k], layouts[k + 1], fresh=True)
-            trunk += cost
+        for k, (cut, state) in enumerate(zip(cuts, states, strict=True)):
             made = tail if k == len(cuts) - 1 else maker.make(k, state, answer, head, tail)
             look, _ = flops_of(made, state)
             n = len(hidden(state))
-            exits.append(Exit(cut.name, k + 1, tuple(hidden(state).shape[1:]), trunk / n, look / n))
+            exits.append(Exit(cut.name, k + 1, tuple(hidden(state).shape[1:]), upto[k] / n, look / n))
             heads.append(made)
     return StagedNetwork(stem, stages, heads, exits)
 

@@ -107,7 +107,7 @@ class PooledConv(nn.Module):
 
 
 class PooledBranch(nn.Module):
-    """Steps of stride 2, each to twice the channels; then as `PooledLinear` beside the state.
+    """Steps of stride 2, each to twice the channels; then as `PooledLinear` beside the state's hidden map.
 
     What is left of the way through a residual network at one step a size, beside the trunk: a branch in the sense of
     BranchyNet (Teerapittayanon et al. 2016, arXiv:1709.01686). Each step costs the same: a 3x3 convolution about a
@@ -116,20 +116,29 @@ class PooledBranch(nn.Module):
     Args:
         steps: how many, at least 1.
         step: the modules of one, from so many channels to so many; a normalised convolution when not given.
+        width: channels that a 1x1 convolution brings the map to before the first step; its own when not given.
     """
 
-    def __init__(self, channels: int, classes: int, steps: int, step: Step | None = None) -> None:
+    def __init__(
+        self, channels: int, classes: int, steps: int, step: Step | None = None, width: int | None = None
+    ) -> None:
         super().__init__()
-        widths = [channels * 2**done for done in range(steps + 1)]
+        widths = [(width or channels) * 2**done for done in range(steps + 1)]
         made = _halving if step is None else step
-        self.look = nn.Sequential(*(part for pair in itertools.pairwise(widths) for part in made(*pair)))
+        narrow = [] if widths[0] == channels else _normalised(nn.Conv2d(channels, widths[0], 1, bias=False))
+        self.look = nn.Sequential(*narrow, *(part for pair in itertools.pairwise(widths) for part in made(*pair)))
         self.linear = nn.Linear(channels + widths[-1], classes)
 
-    def forward(self, state: Float[Tensor, "n channels h w"]) -> Float[Tensor, "n classes"]:
-        logits: Tensor = self.linear(torch.cat([state.mean((2, 3)), self.look(state).mean((2, 3))], dim=1))
+    def forward(self, state: State) -> Float[Tensor, "n classes"]:
+        x = hidden(state)
+        logits: Tensor = self.linear(torch.cat([x.mean((2, 3)), self.look(x).mean((2, 3))], dim=1))
         return logits
 
 
 def _halving(before: int, after: int) -> tuple[nn.Module, ...]:
     """A 3x3 convolution that halves the map, normalised by batch."""
-    return nn.Conv2d(before, after, 3, 2, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()
+    return _normalised(nn.Conv2d(before, after, 3, 2, padding=1, bias=False))
+
+
+def _normalised(convolution: nn.Conv2d) -> tuple[nn.Module, ...]:
+    return convolution, nn.BatchNorm2d(convolution.out_channels), nn.ReLU()
