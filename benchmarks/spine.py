@@ -1,7 +1,8 @@
-"""Accuracy, mean cost and time on the clock of every rule, beside the network trained without exits.
+r"""Accuracy, mean cost and time on the clock of every rule, beside the network trained without exits.
 
     python benchmarks/spine.py --data digits --epochs 30
-    python benchmarks/spine.py --data ../shared/data/cifar10 --epochs 15 --heads conv+tail --exits ends --frozen --seed 1
+    python benchmarks/spine.py --data ../shared/data/cifar10 --epochs 15 \
+        --seed 1 --heads conv+tail --exits ends --frozen
 
 Trains the network twice, without exits and with them, records, solves, and judges on the test split, which nothing else
 has touched. Interrupted, the same command goes on where it stopped; over a run of other settings it says so and stops.
