@@ -123,8 +123,8 @@ class Arm:
 
 ENDS = "after the first block and each of the last stage"
 """Where the solved rule of plain+tail looks, at most prices."""
-FRONT = f"tail heads, taught, {ENDS}"
-GLANCE = f"conv heads, taught, {ENDS}, and a tail head after the first block"
+FRONT = f"tail heads {ENDS}, taught"
+GLANCE = f"conv heads {ENDS}, and a tail head after the first; taught"
 
 ARMS: dict[str, Arm] = {
     "taught-0": Arm("conv heads, taught, from scratch, none of the trunk's gradient", heads="conv", loss=TAUGHT),

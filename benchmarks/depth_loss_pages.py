@@ -196,7 +196,7 @@ def picture(found: Found, path: Path, curve: Callable[[Figures], Any], label: st
 
     Seeds are drawn one by one. The axis of wrong answers is logarithmic, for the arms worth having lie close together.
     """
-    figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 6.8), layout="constrained")
     grey = {"color": "#bbbbbb", "linewidth": 0.8, "zorder": 1}
     for arm in sorted(found, key=lambda arm: list(STYLES).index(arm) if arm in STYLES else len(STYLES)):
         for run in found[arm]:
@@ -215,6 +215,6 @@ def picture(found: Found, path: Path, curve: Callable[[Figures], Any], label: st
     axes.set(xlabel=label, ylabel="wrong answers, % of the test split")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, loc="outside lower center", fontsize=8, ncols=2)
+    figure.legend(frameon=False, loc="outside lower center", fontsize=8)
     figure.savefig(path)
     plt.close(figure)
