@@ -203,8 +203,11 @@ def load_network(folder: str | Path, *, model: nn.Module | None = None, example:
 
 def _merge(stages: Sequence[nn.Module]) -> nn.Module:
     """One module that runs the stages in turn; flat, so that keeping exits in two steps equals one."""
-    flat = [part for stage in stages for part in (stage if isinstance(stage, nn.Sequential) else [stage])]
-    return flat[0] if len(flat) == 1 else nn.Sequential(*flat)
+    held = [stage for stage in stages if not (isinstance(stage, nn.Sequential) and len(stage) == 0)] or stages[:1]
+    if len(held) == 1:
+        return held[0]
+    flat = [part for stage in held for part in (stage if isinstance(stage, nn.Sequential) else [stage])]
+    return nn.Sequential(*flat)
 
 
 def hidden(state: State) -> Tensor:
