@@ -128,7 +128,6 @@ def test_heads_alone_leave_every_bit_of_the_model(tmp_path: Path) -> None:
     [
         *((name, "linear") for name in [*IMAGES, *TOKENS] if "per token" not in name),
         ("torchvision resnext", "branch"),
-        ("timm convnext", "branch"),
     ],
 )
 def test_heads_alone_of_every_family_are_trained_saved_and_loaded(name: str, head: Any, tmp_path: Path) -> None:
