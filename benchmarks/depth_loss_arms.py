@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from optdepth.networks.resnet import Heads
 from optdepth.training import (
     DeepSupervision,
     DepthLoss,
@@ -108,7 +109,7 @@ class Arm:
 
     what: str
     kind: Literal["scratch", "frozen", "long", "late", "trunk", "cascade"] = "scratch"
-    heads: Literal["none", "linear", "conv", "branch", "tail", "conv+tail"] = "linear"
+    heads: Heads | Literal["none"] = "linear"
     loss: DepthLoss = LAST
     start: str = ""
     members: tuple[str, ...] = ()

@@ -167,14 +167,15 @@ def _network(
         trunk += cost
         upto.append(trunk)
         states.append(state)
-    maker = HeadMaker(model, traced, cuts, layouts[1:], mask, work=trunk + flops_of(tail, state)[0])
+    last, _ = flops_of(tail, state)
+    maker = HeadMaker(model, traced, cuts, layouts[1:], mask, work=trunk + last)
     heads, exits = [], []
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
         for k, (cut, state) in enumerate(zip(cuts, states, strict=True)):
             made = tail if k == len(cuts) - 1 else maker.make(k, state, answer, head, tail)
-            look, _ = flops_of(made, state)
+            look = last if made is tail else flops_of(made, state)[0]
             n = len(hidden(state))
             exits.append(Exit(cut.name, k + 1, tuple(hidden(state).shape[1:]), upto[k] / n, look / n))
             heads.append(made)
