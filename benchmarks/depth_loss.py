@@ -124,14 +124,21 @@ def main(arguments: list[str] | None = None) -> None:
 
 def finish(study: Study, name: str, seed: int) -> None:
     """The figures of one arm at one seed, and of the arms it starts from, unless they are there."""
-    arm = ARMS[name]
-    if study.figures(name, seed).is_file():
+    if not study.figures(name, seed).is_file():
+        ready(study, name, seed)
+        write_figures(study, name, seed)
+
+
+def ready(study: Study, name: str, seed: int) -> None:
+    """The weights of an arm; where they are missing, first those that it needs, which a fresh clone has figures of."""
+    arm, run = ARMS[name], study.run(name, seed)
+    if (run.folder / RECORD).is_file():
         return
     for other in arm.needs:
+        ready(study, other, seed)
         finish(study, other, seed)
     if arm.kind != "cascade":
-        trained(study, arm, study.run(name, seed), seed)
-    write_figures(study, name, seed)
+        trained(study, arm, run, seed)
 
 
 def with_weights(study: Study, wanted: list[str], seeds: list[int] | None) -> list[tuple[str, int]]:
@@ -178,9 +185,7 @@ def judged(study: Study, name: str, seed: int) -> dict[str, Any]:
 
 
 def trained(study: Study, arm: Arm, run: Run, seed: int) -> None:
-    """Trains the arm, or goes on with it; a finished run is left as it is."""
-    if (run.folder / RECORD).is_file():
-        return
+    """Trains the arm, or goes on with it."""
     data = study.load(seed)
     network = resnet(
         arm.depth or study.depth,

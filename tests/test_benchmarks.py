@@ -1,6 +1,7 @@
 """The study of L_depth in its short form: the same code on the digits, and it goes on where it stopped."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -54,10 +55,23 @@ def test_the_study_judges_arms_and_resumes(study, tmp_path: Path) -> None:
     again = json.loads((folder / "plain+taught-0.json").read_text())
     assert again["sweep"] == taught["sweep"]
     assert (folder / "plain-0.json").read_bytes() == files["plain-0.json"]
+    trained_again_for_another(study, given, folder, runs / "digits-short")
     judged_again_without_training(study, given, folder, runs / "digits-short")
     tables = (folder / "tables.md").read_text()
     assert "| plain+taught |" in tables
     assert {path.name for path in folder.glob("*.svg")} == {"frontier.svg", "exits.svg"}
+
+
+def trained_again_for_another(study, given: list[str], folder: Path, runs: Path) -> None:
+    """As in a fresh clone: figures are there, weights are not; an arm that starts from them has them trained again."""
+    weights = runs / "plain-0" / "network" / "weights.safetensors"
+    before, figures = weights.read_bytes(), (folder / "plain-0.json").read_bytes()
+    for arm in ("taught-0", "plain", "plain+taught"):
+        shutil.rmtree(runs / f"{arm}-0")
+    (folder / "plain+taught-0.json").unlink()
+    study.main([*given, "--arms", "plain+taught"])
+    assert weights.read_bytes() == before
+    assert (folder / "plain-0.json").read_bytes() == figures
 
 
 def judged_again_without_training(study, given: list[str], folder: Path, runs: Path) -> None:
