@@ -65,6 +65,11 @@ EARLY: dict[str, tuple[str, Literal["linear", "conv", "branch"], DepthLoss]] = {
             ("matched", "matched gradients, by the rule solved anew each epoch", StoppingCost("rule"), PRICE),
         )
     },
+    "matched-unbalanced": (
+        "conv heads, taught, matched gradients, by the rule solved anew each epoch",
+        "conv",
+        DepthLoss(PRICE, ((1.0, StoppingCost("rule")),), distillation=TAUGHT.distillation),
+    ),
     "branch-with-stopping": ("branch-0 and a fifth of stopping cost", "branch", _with(StoppingCost(), PRICE)),
     **{
         f"with-{name}": (f"taught-0 and a fifth of {what}", "conv", _with(part, price))
