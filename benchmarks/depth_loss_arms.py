@@ -151,6 +151,9 @@ ARMS: dict[str, Arm] = {
     "glance-0": Arm(
         f"{GLANCE}, from scratch, none of the trunk's gradient", heads="conv+tail", loss=TAUGHT, exits="ends"
     ),
+    "glance-with-stopping": Arm(
+        "glance-0 and a fifth of stopping cost", heads="conv+tail", loss=_with(StoppingCost(), PRICE), exits="ends"
+    ),
     "light+taught": Arm("conv heads, taught, on the frozen trunk of light", "frozen", "conv", TAUGHT, "light"),
     "deep": Arm("deep supervision, linear heads", loss=DEEP),
     "deep+taught": Arm("conv heads, taught, on the frozen trunk of deep", "frozen", "conv", TAUGHT, "deep"),
