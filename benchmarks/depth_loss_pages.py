@@ -35,6 +35,7 @@ SHOWN = (0.01, 0.0215, 0.0464, 0.1, 0.2154, 0.4642, 1.0)
 """Prices in the tables: every second one of the sweep."""
 STYLES: dict[str, dict[str, Any]] = {
     "plain+glance": {"color": "#0072b2", "linewidth": 2.5},
+    "glance-0": {"color": "#0072b2", "linestyle": "-."},
     "plain+front": {"color": "#0072b2"},
     "plain+branch": {"color": "#0072b2", "linestyle": "--"},
     "plain+taught-long": {"color": "#56b4e9", "linestyle": "--"},
@@ -44,6 +45,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "plain+taught": {"color": "#009e73"},
     "plain+linear": {"color": "#e69f00"},
     "deep": {"color": "#d55e00"},
+    "conv-even": {"color": "#d55e00", "linestyle": "--"},
     "cascade-8": {"color": "#cc79a7"},
     "plain": {"color": "#000000"},
     "static-8": {"color": "#cc79a7"},
