@@ -134,7 +134,7 @@ def _draw_frontiers(axes: Any, study: Study) -> None:
 def _draw_difference(axes: Any, study: Study, shares: Float[Array, " 2"]) -> None:
     grid = np.linspace(shares[0], shares[1], 400) * study.full.cost
     rival = study.frontiers[study.rival].resampled(grid, seed=study.seed)
-    gained = 100 * (rival - study.frontiers[SOLVED].resampled(grid, seed=study.seed))
+    gained = (100 * (rival - study.frontiers[SOLVED].resampled(grid, seed=study.seed))).round(6)  # no axis of rounding
     low, middle, high = np.quantile(gained, [0.05, 0.5, 0.95], axis=0)
     share = _percent(grid / study.full.cost)
     axes.axhline(0, color=INK, lw=0.8)

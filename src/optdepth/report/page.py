@@ -118,7 +118,7 @@ def _verdict(study: Study) -> str:
     """The solved rule against its rival, in the quantity that both minimise."""
     rival = study.results[study.rival]
     more, error = study.advantage(rival)
-    if abs(more) < 1.96 * error:
+    if abs(more) < max(1.96 * error, 1e-9):  # rules that decide alike differ by rounding, with no error at all
         found = "the two are the same within the noise of this test"
     else:
         found = f"the solved rule is {abs(more) / rival.value(study.price):.1%} {'better' if more > 0 else 'worse'}"
