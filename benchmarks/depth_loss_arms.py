@@ -161,8 +161,8 @@ ARMS: dict[str, Arm] = {
     "light-deep": Arm("light trained on, equal shares, linear heads", "late", loss=DEEP, start="light"),
     **{name: Arm(what, heads=heads, loss=loss) for name, (what, heads, loss) in EARLY.items()},
     **{f"static-{depth}": Arm(f"{depth} layers, no exits", heads="none", depth=depth) for depth in STATIC},
-    "static-32+glance": Arm(
-        f"{GLANCE}, on the frozen trunk of static-32", "long", "conv+tail", TAUGHT, "static-32", exits="ends", depth=32
+    "glance-32": Arm(
+        "glance-0 of 32 layers; its trunk is static-32", heads="conv+tail", loss=TAUGHT, exits="ends", depth=32
     ),
     "cascade-8": Arm("static-8, then plain", "cascade", members=("static-8", "plain")),
     "cascade-14": Arm("static-14, then plain", "cascade", members=("static-14", "plain")),
