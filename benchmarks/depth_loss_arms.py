@@ -83,8 +83,8 @@ EARLY: dict[str, tuple[str, Literal["linear", "conv", "branch"], DepthLoss]] = {
 }
 """Further trainings from scratch. A share is that of each early exit in the gradient of the first stage."""
 
-STATIC = (8, 14, 32, 44)
-"""Layers of the networks without exits that a user would take instead; `plain` has the study's."""
+STATIC = (8, 14, 32)
+"""Layers of the networks without exits that a user would take instead; `plain` has the study's, static-44 more."""
 
 
 LATE: dict[str, tuple[str, DepthLoss]] = {
@@ -161,9 +161,8 @@ ARMS: dict[str, Arm] = {
     "light-deep": Arm("light trained on, equal shares, linear heads", "late", loss=DEEP, start="light"),
     **{name: Arm(what, heads=heads, loss=loss) for name, (what, heads, loss) in EARLY.items()},
     **{f"static-{depth}": Arm(f"{depth} layers, no exits", heads="none", depth=depth) for depth in STATIC},
-    "glance-32": Arm(
-        "glance-0 of 32 layers; its trunk is static-32", heads="conv+tail", loss=TAUGHT, exits="ends", depth=32
-    ),
+    "glance-44": Arm("glance-0 of 44 layers", heads="conv+tail", loss=TAUGHT, exits="ends", depth=44),
+    "static-44": Arm("44 layers, no exits: the trunk of glance-44", "trunk", heads="none", start="glance-44", depth=44),
     "cascade-8": Arm("static-8, then plain", "cascade", members=("static-8", "plain")),
     "cascade-14": Arm("static-14, then plain", "cascade", members=("static-14", "plain")),
     "cascade-8+branch": Arm("static-8, then plain+branch", "cascade", members=("static-8", "plain+branch")),

@@ -39,7 +39,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "plain+front": {"color": "#0072b2"},
     "plain+branch": {"color": "#0072b2", "linestyle": "--"},
     "plain+taught-long": {"color": "#56b4e9", "linestyle": "--"},
-    "glance-32": {"color": "#0072b2", "linestyle": ":"},
+    "glance-44": {"color": "#0072b2", "linestyle": ":"},
     "taught-0": {"color": "#56b4e9"},
     "with-stopping": {"color": "#8a6d00"},
     "plain+taught": {"color": "#009e73"},
