@@ -78,8 +78,8 @@ class DeepSupervision:
     `early` is a share in [0, 1/(K-1)], "equal" for 1/K each (plain deep supervision, Lee et al. 2015,
     arXiv:1409.5185), or "priced": nothing up to a price of 0.3 nats, 1/K from 1.2 on, linear between. What the trunk
     is asked for its early exits the last one pays for, so it is worth asking only where cost is dear. In the
-    screening of docs/depth_loss.md an untouched trunk was best up to a price of about 0.1 errors a pass, 5% each at
-    0.2, equal shares from 0.4 on. The line, at about three nats an error, is this project's choice.
+    screening of docs/depth_loss_group_norm.md an untouched trunk was best up to a price of about 0.1 errors a pass, 5%
+    each at 0.2, equal shares from 0.4 on. The line, at about three nats an error, is this project's choice.
     """
 
     early: float | Literal["equal", "priced"] = "equal"
@@ -226,7 +226,8 @@ class DepthLoss:
             say how much of the first stage's gradient each exit gives; a later stage hears the later exits alone, so
             of J itself it gets less the fewer they are. For equal shares this is the gradient equilibrium of Li et al.
             2019, arXiv:1908.06294; for a stopping cost, the recursion of the envelope: each stage is trained on what
-            those who get there have still to pay. It made no difference to deep supervision (docs/depth_loss.md).
+            those who get there have still to pay. It made no difference to deep supervision
+            (docs/depth_loss_group_norm.md).
 
     Raises:
         InputError: a price that is negative or that no part uses, no part, a weight that is not positive, a share
