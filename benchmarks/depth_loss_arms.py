@@ -167,3 +167,6 @@ ARMS: dict[str, Arm] = {
     "cascade-14": Arm("static-14, then plain", "cascade", members=("static-14", "plain")),
     "cascade-8+branch": Arm("static-8, then plain+branch", "cascade", members=("static-8", "plain+branch")),
 }
+
+DEEPER = ("glance-44", "static-32", "static-44")
+"""Arms of more layers than the study's network: compared with it, and not chosen among its trainings."""

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
-from depth_loss_arms import ARMS
+from depth_loss_arms import ARMS, DEEPER
 from depth_loss_figures import (
     Figures,
     Found,
@@ -39,7 +39,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "plain+front": {"color": "#0072b2"},
     "plain+branch": {"color": "#0072b2", "linestyle": "--"},
     "plain+taught-long": {"color": "#56b4e9", "linestyle": "--"},
-    "glance-44": {"color": "#0072b2", "linestyle": ":"},
+    "glance-44": {"color": "#009e73", "linewidth": 2.5},
     "taught-0": {"color": "#56b4e9"},
     "with-stopping": {"color": "#8a6d00"},
     "plain+taught": {"color": "#009e73"},
@@ -50,13 +50,17 @@ STYLES: dict[str, dict[str, Any]] = {
     "plain": {"color": "#000000"},
     "static-8": {"color": "#cc79a7"},
     "static-14": {"color": "#555555"},
+    "static-32": {"color": "#e69f00"},
+    "static-44": {"color": "#009e73"},
 }
 """The arms that the pictures tell apart; the others are drawn in grey behind them."""
+DEPTHS = (*DEEPER, "glance-0", "static-8", "static-14", "plain")
+"""What the picture of depths is of."""
 TICKS = (1, 2, 5, 10, 15, 20, 30, 40, 50, 60, 80)
 
 
 def write_pages(folder: Path) -> None:
-    """Writes `tables.md`, `frontier.svg` and `exits.svg` beside the figures."""
+    """Writes `tables.md`, `frontier.svg`, `exits.svg` and, where deeper networks are there, `depths.svg`."""
     found: Found = {arm: [] for arm in ARMS}
     for path in sorted(folder.glob("*.json")):
         figures = json.loads(path.read_text())
@@ -67,8 +71,12 @@ def write_pages(folder: Path) -> None:
     tables = [notice, accuracies, costs_needed, against_deep, best_on_certify, statics, values, thresholds, bands]
     tables += [depths, trained]
     (folder / "tables.md").write_text("\n".join(line for table in tables for line in table(found)))
-    picture(found, folder / "frontier.svg", frontier_of, "mean cost of the solved rule, full passes")
-    picture(found, folder / "exits.svg", exits_of, "cost of one exit alone, full passes")
+    shallow = {arm: runs for arm, runs in found.items() if arm not in DEEPER}
+    picture(shallow, folder / "frontier.svg", frontier_of, "mean cost of the solved rule, full passes")
+    picture(shallow, folder / "exits.svg", exits_of, "cost of one exit alone, full passes")
+    if "glance-44" in found:
+        of_depths = {arm: found[arm] for arm in DEPTHS if arm in found}
+        picture(of_depths, folder / "depths.svg", frontier_of, "mean cost of the solved rule, full passes of plain")
 
 
 def notice(found: Found) -> list[str]:
@@ -194,7 +202,7 @@ def trained(found: Found) -> list[str]:
 
 
 def picture(found: Found, path: Path, curve: Callable[[Figures], Any], label: str) -> None:
-    """Wrong answers against cost, a line an arm, a star a network without exits unless it costs more than `plain`.
+    """Wrong answers against cost, a line an arm, a star a network without exits.
 
     Seeds are drawn one by one. The axis of wrong answers is logarithmic, for the arms worth having lie close together.
     """
@@ -203,8 +211,6 @@ def picture(found: Found, path: Path, curve: Callable[[Figures], Any], label: st
     for arm in sorted(found, key=lambda arm: list(STYLES).index(arm) if arm in STYLES else len(STYLES)):
         for run in found[arm]:
             costs, losses = curve(run)
-            if "sweep" not in run and costs[-1] > 1:
-                continue
             named = axes.get_legend_handles_labels()[1]
             name = f"{arm}: {ARMS[arm].what}" if arm in STYLES else "other arms"
             style = {"zorder": 3, **STYLES[arm]} if arm in STYLES else grey

@@ -6,6 +6,7 @@ from collections import Counter
 
 import numpy as np
 
+from depth_loss_arms import DEEPER
 from depth_loss_bands import BUDGETS
 from depth_loss_figures import Figures, Found, at, by_seed, cost_at, last_loss, rule, solved, spread
 from optdepth.stopping.frontier import SOLVED
@@ -93,8 +94,11 @@ def shared_seeds(found: Found) -> list[int]:
 
 
 def comparable(found: Found) -> Found:
-    """The arms with exits that have all of those seeds, so that no arm is chosen for having an easier one."""
-    return {arm: runs for arm, runs in solved(found).items() if set(shared_seeds(found)) <= by_seed(found, arm).keys()}
+    """The arms with exits of one network that have all of those seeds, so that none is chosen for an easier one."""
+    seeds = set(shared_seeds(found))
+    return {
+        arm: runs for arm, runs in solved(found).items() if arm not in DEEPER and seeds <= by_seed(found, arm).keys()
+    }
 
 
 def choice(found: Found) -> dict[float, str]:
