@@ -154,6 +154,12 @@ ARMS: dict[str, Arm] = {
     "glance-with-stopping": Arm(
         "glance-0 and a fifth of stopping cost", heads="conv+tail", loss=_with(StoppingCost(), PRICE), exits="ends"
     ),
+    "glance-priced": Arm(
+        "glance-0 at a training price of 1.2 nats: equal shares in the end",
+        heads="conv+tail",
+        loss=DepthLoss(1.2),
+        exits="ends",
+    ),
     "light+taught": Arm("conv heads, taught, on the frozen trunk of light", "frozen", "conv", TAUGHT, "light"),
     "deep": Arm("deep supervision, linear heads", loss=DEEP),
     "deep+taught": Arm("conv heads, taught, on the frozen trunk of deep", "frozen", "conv", TAUGHT, "deep"),

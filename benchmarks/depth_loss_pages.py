@@ -36,6 +36,7 @@ SHOWN = (0.01, 0.0215, 0.0464, 0.1, 0.2154, 0.4642, 1.0)
 STYLES: dict[str, dict[str, Any]] = {
     "plain+glance": {"color": "#0072b2", "linewidth": 2.5},
     "glance-0": {"color": "#0072b2", "linestyle": "-."},
+    "glance-with-stopping": {"color": "#8a6d00", "linestyle": "-."},
     "plain+front": {"color": "#0072b2"},
     "plain+branch": {"color": "#0072b2", "linestyle": "--"},
     "plain+taught-long": {"color": "#56b4e9", "linestyle": "--"},
