@@ -57,7 +57,8 @@ def demo(
     """
     try:
         _out.quiet = True  # of the first steps the progress bars say enough
-        # Convolutional heads read such images right at the first block; with linear ones there is depth to choose.
+        # Convolutional heads read such images right at the first block; with linear ones there is depth to choose. Of
+        # half the width, the operations saved would be lost on the clock to the cost of looking.
         train(out=out, data="digits", width=32, exits="all", heads="linear", seed=seed, epochs=30)
         record(out)
         solve(out, price=0.1)
