@@ -92,6 +92,10 @@ LATE: dict[str, tuple[str, DepthLoss]] = {
     "light": ("plain+taught trained on, 2% to each early exit", _late(DeepSupervision(0.02))),
     "deep": ("plain+taught trained on, equal shares", _late(DeepSupervision("equal"))),
     "stopping": ("late-light, and a fifth of stopping cost", _added(StoppingCost(), PRICE)),
+    "matched": (
+        "late-light, and a fifth of matched gradients, by the rule solved anew each epoch",
+        _added(StoppingCost("rule"), PRICE),
+    ),
     "envelope": ("late-light, and a fifth of the soft envelope", _added(SoftEnvelope(), PRICE)),
     "returns": ("late-light, and a fifth of diminishing returns", _added(DiminishingReturns())),
 }
@@ -118,7 +122,7 @@ class Arm:
     loss: DepthLoss = LAST
     start: str = ""
     members: tuple[str, ...] = ()
-    exits: Literal["all", "ends"] = "all"
+    exits: Literal["all", "ends"] | tuple[str, ...] = "all"
     depth: int | None = None
 
     @property
@@ -131,6 +135,12 @@ ENDS = "after the first block and each of the last stage"
 """Where the solved rule of plain+tail looks, at most prices."""
 FRONT = f"tail heads {ENDS}, taught"
 GLANCE = f"conv heads {ENDS}, and a tail head after the first; taught"
+LOOKS = (
+    *("stage1.block1", "stage1.block1+tail"),
+    *(f"stage2.block{block}+tail" for block in (1, 4, 7)),
+    *(f"stage3.block{block}" for block in range(1, 8)),
+)
+"""Exits of a network of 44 layers: the ends, and tail heads between them, where `exits="ends"` leaves 13 blocks."""
 
 ARMS: dict[str, Arm] = {
     "taught-0": Arm("conv heads, taught, from scratch, none of the trunk's gradient", heads="conv", loss=TAUGHT),
@@ -167,12 +177,28 @@ ARMS: dict[str, Arm] = {
     "light-deep": Arm("light trained on, equal shares, linear heads", "late", loss=DEEP, start="light"),
     **{name: Arm(what, heads=heads, loss=loss) for name, (what, heads, loss) in EARLY.items()},
     **{f"static-{depth}": Arm(f"{depth} layers, no exits", heads="none", depth=depth) for depth in STATIC},
+    "returns": Arm(
+        "linear heads, none of the trunk's gradient, and a fifth of diminishing returns",
+        loss=_with(DiminishingReturns(), 0.0),
+    ),
+    "returns+glance": Arm(
+        f"{GLANCE}, on the frozen trunk of returns", "long", "conv+tail", TAUGHT, "returns", exits="ends"
+    ),
     "glance-44": Arm("glance-0 of 44 layers", heads="conv+tail", loss=TAUGHT, exits="ends", depth=44),
     "static-44": Arm("44 layers, no exits: the trunk of glance-44", "trunk", heads="none", start="glance-44", depth=44),
+    "static-44+looks": Arm(
+        "the heads of glance-44, and tail heads in the second stage, on the frozen trunk of static-44",
+        "long",
+        "conv+tail",
+        TAUGHT,
+        "static-44",
+        exits=LOOKS,
+        depth=44,
+    ),
     "cascade-8": Arm("static-8, then plain", "cascade", members=("static-8", "plain")),
     "cascade-14": Arm("static-14, then plain", "cascade", members=("static-14", "plain")),
     "cascade-8+branch": Arm("static-8, then plain+branch", "cascade", members=("static-8", "plain+branch")),
 }
 
-DEEPER = ("glance-44", "static-32", "static-44")
+DEEPER = ("glance-44", "static-44+looks", "static-32", "static-44")
 """Arms of more layers than the study's network: compared with it, and not chosen among its trainings."""
