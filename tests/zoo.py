@@ -44,6 +44,7 @@ def _torchvision() -> None:
 
 _SCHEMAS = torch.library.Library("torchvision", "FRAGMENT")
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+DEEP = {"num_hidden_layers": 4}
 TEXT = {"vocab_size": 60, "max_position_embeddings": 24}
 
 
@@ -73,6 +74,14 @@ def _transformers(kind: str, task: str, **sizes: Any) -> nn.Module:
     return getattr(transformers, f"{kind}For{task}")(config)
 
 
+def _decoder(kind: str, config: str, **sizes: Any) -> nn.Module:
+    transformers = library("transformers")
+    special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # no token ends a text by itself
+    # Keys from a cache lie otherwise in memory, which in training moves the last bit of a product.
+    made = getattr(transformers, config)(vocab_size=60, use_cache=False, **special, **sizes)
+    return getattr(transformers, kind)(made)
+
+
 IMAGES: dict[str, Callable[[], nn.Module]] = {
     "torchvision resnet": lambda: _torchvision_resnet("BasicBlock"),
     "torchvision resnext": lambda: _torchvision_resnet("Bottleneck", groups=4, width_per_group=4),
@@ -90,6 +99,15 @@ IMAGES: dict[str, Callable[[], nn.Module]] = {
         "ViT", "ImageClassification", image_size=32, patch_size=8, hidden_dropout_prob=0.1, **SIZES
     ),
 }
+DECODERS: dict[str, Callable[[], nn.Module]] = {
+    "gpt2": lambda: _decoder("GPT2LMHeadModel", "GPT2Config", n_embd=32, n_layer=4, n_head=4, n_positions=24),
+    "llama": lambda: _decoder(
+        "LlamaForCausalLM", "LlamaConfig", **SIZES | DEEP, num_key_value_heads=2, attention_dropout=0.1
+    ),
+    "qwen2": lambda: _decoder(
+        "Qwen2ForCausalLM", "Qwen2Config", **SIZES | DEEP, num_key_value_heads=2, attention_dropout=0.1
+    ),
+}
 TOKENS: dict[str, Callable[[], nn.Module]] = {
     "transformers bert": lambda: _transformers("Bert", "SequenceClassification", **SIZES, **TEXT),
     "transformers bert, eager": lambda: _transformers(
@@ -100,6 +118,7 @@ TOKENS: dict[str, Callable[[], nn.Module]] = {
     ),
     "transformers roberta": lambda: _transformers("Roberta", "SequenceClassification", **SIZES, **TEXT),
     "transformers bert, per token": lambda: _transformers("Bert", "TokenClassification", **SIZES, **TEXT),
+    **{f"transformers {name}, per token": make for name, make in DECODERS.items()},
 }
 
 

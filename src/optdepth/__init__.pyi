@@ -5,6 +5,7 @@ from .costs import flops
 from .data import load_data
 from .errors import InputError
 from .inference.budget import BudgetedEngine
+from .inference.decoding import Decoder, token_flops
 from .inference.endless import endless
 from .inference.engine import Answer, Engine
 from .inference.monitor import Monitor
@@ -34,6 +35,7 @@ __all__ = [
     "BudgetedEngine",
     "Certificate",
     "Costs",
+    "Decoder",
     "DepthLoss",
     "Engine",
     "Evaluation",
@@ -75,6 +77,7 @@ __all__ = [
     "stage",
     "stationary",
     "stream",
+    "token_flops",
     "train",
     "unrolled",
 ]

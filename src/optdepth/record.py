@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,11 +15,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .errors import InputError
 from .networks import StagedNetwork
-from .networks.staged import Inputs, residual_size
+from .networks.staged import Inputs, hidden, residual_size
 from .observe import Answers
 from .recall import Windows
-from .tasks import TaskLoss, losses_of
+from .tasks import PADDING, TaskLoss, losses_of
 from .trace import Costs, Trace
+
+_LONGEST = 1 << 24
+"""More tokens than a sequence has: where each is a sample, its number is its sequence's times this, plus its place."""
 
 
 @torch.inference_mode()
@@ -29,6 +33,7 @@ def record(
     *,
     loss: TaskLoss | None = None,
     answers: Answers = "classes",
+    each: Literal["sample", "token"] = "sample",
     recall: Windows = (),
     source: str = "",
     rows: Int[np.ndarray, " N"] | None = None,
@@ -43,6 +48,8 @@ def record(
             (n,), and the loss is 0-1.
         answers: "classes" where an answer is logits, (n, C) or (n, tokens, C); "numbers" for anything else. It decides
             what is observed of them: `observe.FEATURES_OF`.
+        each: what stops by itself. "token", for answers (n, t, ...) and targets (n, t): every token whose target is not
+            -100 is a sample of the trace, sequence after sequence, and its loss and observations are its own.
         recall: which exits answer at each exit, as `best_recall` chooses it on the fit split; each its own if empty. It
             needs class logits, and no `loss`.
         source, rows: where the samples come from, so that a split used twice can be told; see `Trace`. Without them
@@ -64,16 +71,19 @@ def record(
     seen = 0
     for inputs, targets in batches:
         check_finite(inputs, seen)
-        numbers = np.arange(seen, seen + len(targets)) if rows is None else rows[seen : seen + len(targets)]
-        found, residuals = _every_exit(network, tree_map(lambda tensor: tensor.to(device), inputs))
+        size = len(targets)
+        numbers = np.arange(seen, seen + size) if rows is None else rows[seen : seen + size]
+        found, residuals = _every_exit(network, tree_map(lambda tensor: tensor.to(device), inputs), each)
+        if each == "token":
+            found, residuals, targets, numbers = _tokens(found, residuals, targets, numbers)
         where = {"source": source or "recorded", "rows": numbers, "network": fingerprint}
         if loss is None:
             parts.append(Trace.from_logits(found, targets, costs, residuals=residuals, recall=recall, **where))
         else:
-            each = [losses_of(loss, found[:, k], targets).double() for k in range(found.shape[1])]
-            losses = torch.stack(each, dim=1)
+            lost = [losses_of(loss, found[:, k], targets).double() for k in range(found.shape[1])]
+            losses = torch.stack(lost, dim=1)
             parts.append(Trace.from_answers(found, losses, costs, kind=answers, residuals=residuals, **where))
-        seen += len(targets)
+        seen += size
     network.train(training)
     if not parts:
         raise InputError("no batches to record: the data are empty")
@@ -92,12 +102,33 @@ def check_finite(inputs: Inputs, first: int = 0) -> None:
             raise InputError(f"sample {first + int(bad[0])} of the batch holds NaN or infinity; clean or drop it")
 
 
-def _every_exit(network: StagedNetwork, inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """Answers (n, K, ...) and relative residual sizes (n, K), on the CPU."""
+def _every_exit(network: StagedNetwork, inputs: Inputs, each: str) -> tuple[Tensor, Tensor]:
+    """Answers (n, K, ...) and relative residual sizes, (n, K) or of every token (n, K, t), on the CPU."""
     answers, residuals = [], []
     state = network.start(inputs)
     for k in range(len(network.exits)):
         before, state = state, network.advance(state, k)
         answers.append(network.answer(state, k).float().cpu())
-        residuals.append(residual_size(before, state).cpu())
+        if each == "token":
+            x, y = hidden(before), hidden(state)
+            residuals.append(residual_size(x.flatten(0, 1), y.flatten(0, 1)).view(y.shape[:2]).cpu())
+        else:
+            residuals.append(residual_size(before, state).cpu())
     return torch.stack(answers, dim=1), torch.stack(residuals, dim=1)
+
+
+def _tokens(
+    answers: Tensor, residuals: Tensor, targets: Tensor, rows: Int[np.ndarray, " n"]
+) -> tuple[Tensor, Tensor, Tensor, Int[np.ndarray, " m"]]:
+    """Every token that counts as a sample: answers (m, K, ...), residual sizes (m, K), targets, and row numbers that
+    tell tokens of one sequence apart.
+    """
+    if targets.shape != (len(answers), *answers.shape[2:3]):
+        raise InputError(
+            f"each='token' needs answers (n, t, ...) and targets (n, t); answers are "
+            f"{(len(answers), *answers.shape[2:])}, targets {tuple(targets.shape)}"
+        )
+    counts = targets != PADDING
+    numbers = torch.as_tensor(rows)[:, None] * _LONGEST + torch.arange(targets.shape[1])
+    found = (tensor.transpose(1, 2)[counts] for tensor in (answers, residuals))
+    return *found, targets[counts], numbers[counts].numpy()  # type: ignore[return-value]

@@ -104,6 +104,8 @@ class _Part:
         if not last:
             made = [self._packed(node, self.new[node]) for node in wanted]
         self.graph.output(made[0] if len(made) == 1 else tuple(made))
+        # What of the state this part does not read, such as a mask in a head, is not unpacked.
+        self.graph.eliminate_dead_code(is_impure_node=lambda node: node.op != "call_function")
         targets = {str(node.target) for node in self.graph.nodes if node.op in ("call_module", "get_attr")}
         return fx.GraphModule({name: self.traced.owned[name] for name in targets}, self.graph)
 

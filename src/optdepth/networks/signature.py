@@ -118,12 +118,21 @@ class Stem(nn.Module):
 
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """While it lasts every module is in evaluation mode, and afterwards in its own again; no gradients."""
+    """While it lasts every module is in evaluation mode, and afterwards in its own again; no gradients.
+
+    A decoder of transformers makes no cache of keys and values meanwhile, which a graph could not hold.
+    """
     modes = [(module, module.training) for module in model.modules()]
+    config = getattr(model, "config", None)
+    caching = getattr(config, "use_cache", None)
     model.eval()
+    if caching:
+        config.use_cache = False  # type: ignore[union-attr]
     try:
         with torch.no_grad():
             yield
     finally:
+        if caching:
+            config.use_cache = caching  # type: ignore[union-attr]
         for module, mode in modes:
             module.training = mode

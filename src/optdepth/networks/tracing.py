@@ -143,16 +143,21 @@ def _kept_whole(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
     with ExitStack() as undo:
         for name in names:
             module = model.get_submodule(name)
-            own = module.__dict__.get("forward")
-            module.__dict__["forward"] = _stand_in(name, module.forward, inside)
-            undo.callback(_restore, module, own)
+            undo.enter_context(replaced_forward(module, _stand_in(name, module.forward, inside)))
         yield
 
 
-def _restore(module: nn.Module, own: Any) -> None:
-    del module.__dict__["forward"]
-    if own is not None:
-        module.__dict__["forward"] = own
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """While it lasts, calling the module calls `forward`."""
+    own = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        del module.__dict__["forward"]
+        if own is not None:
+            module.__dict__["forward"] = own
 
 
 def _stand_in(name: str, forward: Callable[..., Any], inside: list[bool]) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -32,6 +33,27 @@ class Evaluation:
     exits: Int[np.ndarray, " N"]
     losses: Float[np.ndarray, " N"]
     costs: Float[np.ndarray, " N"]
+
+    @classmethod
+    def of(
+        cls,
+        losses: Float[np.ndarray, " N"],
+        costs: Float[np.ndarray, " N"],
+        exits: Int[np.ndarray, " N"],
+        *,
+        depth: int,
+    ) -> Self:
+        """Means and errors of what each sample lost and paid where it stopped, among `depth` exits."""
+        return cls(
+            loss=float(losses.mean()),
+            cost=float(costs.mean()),
+            loss_error=_standard_error(losses),
+            cost_error=_standard_error(costs),
+            shares=np.bincount(exits, minlength=depth) / len(exits),
+            exits=exits,
+            losses=losses,
+            costs=costs,
+        )
 
     def value(self, price: float) -> float:
         """Mean of loss + price x cost, what a solver minimises."""
@@ -69,16 +91,7 @@ def applied(rule: Rule, trace: Trace) -> Evaluation:
     exits = rule.exits(trace)
     losses = trace.losses[np.arange(len(trace)), exits]
     costs = trace.costs.paid(rule.looks)[exits]
-    return Evaluation(
-        loss=float(losses.mean()),
-        cost=float(costs.mean()),
-        loss_error=_standard_error(losses),
-        cost_error=_standard_error(costs),
-        shares=np.bincount(exits, minlength=trace.exits) / len(trace),
-        exits=exits,
-        losses=losses,
-        costs=costs,
-    )
+    return Evaluation.of(losses, costs, exits, depth=trace.exits)
 
 
 def _standard_error(values: Float[np.ndarray, " N"]) -> float:
