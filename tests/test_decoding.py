@@ -1,5 +1,7 @@
 """Decoding token by token: the model's own text at full depth; states handed on, exactly; rows that leave."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 import optdepth as od
 from optdepth.errors import InputError
 from optdepth.inference.decoding import Decoder, token_flops
+from optdepth.networks.staged import select
 from optdepth.stopping.baselines import Threshold
 from optdepth.stopping.rule import FixedDepth, Origin
+from optdepth.tasks import token_cross_entropy
+from optdepth.tensors import TensorSplit
+from optdepth.training.depth_loss import DeepSupervision
 from zoo import DECODERS, build, speaking
 
 PROMPT = torch.randint(0, 60, (3, 6), generator=torch.Generator().manual_seed(2))
@@ -223,6 +229,45 @@ def test_a_trace_of_tokens(told) -> None:
     rule = Threshold(Origin.of(trace, 0.1), "margin", torch.full((3,), 0.2))
     followed = Decoder(model, network, rule).follow(PROMPT, prompt=5)
     assert followed.exits[2] == rule.exits(trace)[-2]
+
+
+def test_from_heads_to_text(tmp_path: Path) -> None:
+    """Heads alone are trained; the rule that is solved on tokens stops early where the text is plain."""
+    model, network = told_of("llama")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    plain, start = torch.arange(13), torch.randint(0, 10, (256, 1), generator=torch.Generator().manual_seed(4))
+    texts = (start + plain) % 10  # after each token comes the next number: a head needs no layer to know it
+    inputs, targets = {"input_ids": texts[:, :-1].contiguous()}, texts[:, 1:].contiguous()
+    rows = {"train": range(160), "fit": range(160, 208), "certify": range(208), "test": range(208, 256)}
+    splits = {
+        name: TensorSplit(select(inputs, torch.tensor(which)), targets[which], source=name, rows=np.array(which))
+        for name, which in rows.items()
+    }
+    data = od.TensorData("numbers", splits)
+    od.train(
+        network,
+        data,
+        loss=od.DepthLoss(parts=((1.0, DeepSupervision(0.0)),), distillation=0.0),
+        task=token_cross_entropy,
+        backbone="frozen",
+        optimizer="adamw",
+        lr=0.03,
+        epochs=6,
+        batch_size=32,
+        seed=0,
+        out=tmp_path,
+        progress=False,
+    )
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    costs = od.token_flops(model, network, texts[:4]).relative()
+    trace = od.record(network, data.batches("fit"), costs, each="token")
+    decoder = Decoder(model, network, od.placed(trace, price=0.1))
+    found = decoder.follow(texts[208:])
+    assert found.loss < 0.05
+    assert found.cost < 0.8
+    text = decoder.generate(texts[208:212, :3], 5)
+    assert float((text.tokens == texts[208:212, 3:8]).double().mean()) > 0.9
+    assert str(text).startswith("20 tokens in 4 sequences, exits 0 to ")
 
 
 @pytest.mark.parametrize(

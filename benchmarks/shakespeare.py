@@ -1,0 +1,290 @@
+"""A character model of Shakespeare, token by token: right next characters, mean cost and time of every rule.
+
+    pip install 'optdepth[text]' && python benchmarks/shakespeare.py --data ../shared/data/tinyshakespeare
+
+A small Llama, trained from scratch beside heads that ask nothing of its trunk. Every rule is solved on tokens of the
+fit split and judged on the test split, the last tenth of the text, as it decodes: with the states of tokens that have
+stopped handed on to the layers above (`Decoder.follow`). Interrupted, the same command goes on where it stopped. Writes
+a table, its figures and a picture to `benchmarks/shakespeare/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from torch import Tensor
+
+import optdepth as od
+from optdepth.errors import InputError
+from optdepth.files import write_json
+from optdepth.inference.clock import times
+from optdepth.stopping.frontier import FAMILIES, prices_for
+from optdepth.stopping.rule import FixedDepth, Origin
+from optdepth.tasks import token_cross_entropy
+from optdepth.tensors import TensorSplit
+from optdepth.training.depth_loss import DeepSupervision
+from provenance import commit, processor, table_row
+
+sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]  # transformers would load it for images
+
+HERE = Path(__file__).parent / "shakespeare"
+LENGTH = 128
+"""Characters a window; with the one in front of it, a window's characters are all predicted."""
+SHARES = {"train": 0.8, "fit": 0.05, "certify": 0.05, "test": 0.1}
+"""Of the text, in this order."""
+METHODS = ("placed", "snell", "confidence", "entropy", "patience")
+CLOCKED = ("placed", "confidence", "patience")
+COLOURS = {
+    "placed": "#0072b2",
+    "snell": "#56b4e9",
+    "confidence": "#d55e00",
+    "entropy": "#cc79a7",
+    "patience": "#8a6d00",
+}
+DROPS = (0.0, 0.005, 0.01, 0.02)
+"""Accuracy given up, in the table of costs."""
+
+
+def main() -> None:
+    """Reads the arguments and runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="a folder with the text as input.txt")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--price", type=float, default=0.1, help="wrong characters that one full pass is worth")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs", type=Path, default=Path("runs/shakespeare"), help="folder of the weights")
+    given = parser.parse_args()
+    data, characters = shakespeare(Path(given.data) / "input.txt")
+    model, network = trained(data, len(characters), given.epochs, given.seed, given.runs)
+    result = {
+        "command": " ".join(["python", *sys.argv]),
+        "price": given.price,
+        "seed": given.seed,
+        "epochs": given.epochs,
+        "commit": commit(),
+        "machine": f"{processor()}, {torch.get_num_threads()} threads",
+        "versions": {name: version(name) for name in ("optdepth", "torch", "transformers")}
+        | {"python": platform.python_version()},
+        "samples": {name: len(split) * LENGTH for name, split in data.splits.items()},
+        **judged(model, network, data, given.price, characters),
+    }
+    HERE.mkdir(exist_ok=True)
+    write_json(HERE / "results.json", result)
+    (HERE / "results.md").write_text(page(result))
+    picture(result, HERE / "results.svg")
+    print(page(result))
+
+
+def shakespeare(path: Path) -> tuple[od.TensorData, str]:
+    """Windows of the text, each part of it a split of its own; and the characters there are."""
+    if not path.is_file():
+        raise InputError(f"no such file: {path}; give the folder that holds the text with --data")
+    text = path.read_text()
+    characters = "".join(sorted(set(text)))
+    tokens = torch.tensor([characters.index(character) for character in text])
+    splits, first = {}, 0
+    for name, share in SHARES.items():
+        part = tokens[first : first + int(share * len(tokens))]
+        first += len(part)
+        windows = part.unfold(0, LENGTH + 1, LENGTH)
+        rows = np.arange(len(windows), dtype=np.int64)
+        inputs = {"input_ids": windows[:, :-1].contiguous()}
+        splits[name] = TensorSplit(inputs, windows[:, 1:].contiguous(), source=f"shakespeare/{name}", rows=rows)
+    return od.TensorData("shakespeare", splits), characters
+
+
+def trained(
+    data: od.TensorData, characters: int, epochs: int, seed: int, runs: Path
+) -> tuple[torch.nn.Module, od.StagedNetwork]:
+    """The model and its exits, trained as far as they are not."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4}
+    special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=characters, max_position_embeddings=1024, **sizes, **special))
+    example, out = next(data.batches("train", 4))[0], runs / f"llama-{seed}"
+    if (out / "training.json").is_file():
+        return model, od.load_network(out / "network", model=model, example=example)
+    network = od.stage(model, example=example, exits="all", head="tail")
+    od.train(
+        network,
+        data,
+        loss=od.DepthLoss(parts=((1.0, DeepSupervision(0.0)),), distillation=0.0),
+        task=token_cross_entropy,
+        epochs=epochs,
+        seed=seed,
+        batch_size=32,
+        optimizer="adamw",
+        lr=3e-3,
+        weight_decay=0.1,
+        out=out,
+    )
+    return model, network
+
+
+def judged(
+    model: torch.nn.Module, network: od.StagedNetwork, data: od.TensorData, price: float, characters: str
+) -> dict[str, Any]:
+    """Every rule at one price and over all prices, as it decodes the test split; three of them on the clock."""
+    prompts = data.splits["test"].inputs["input_ids"]
+    costs = od.token_flops(model, network, prompts[:4]).relative()
+    held = data.splits["fit"]
+    fit = od.record(network, data.batches("fit", 64), costs, each="token", source=held.source, rows=held.rows)
+    held = data.splits["test"]
+    test = od.record(network, data.batches("test", 64), costs, each="token", source=held.source, rows=held.rows)
+    texts = torch.cat([prompts, held.labels[:, -1:]], dim=1)
+    families = {name: FAMILIES[name](fit) for name in METHODS}
+    rules: dict[str, od.Rule] = {
+        f"exit {k + 1} of 8": FixedDepth(Origin.of(fit, price), k) for k in range(len(network.exits))
+    }
+    rules |= {name: family(price) for name, family in families.items()}
+    rows = []
+    for name, rule in rules.items():
+        found, told = od.Decoder(model, network, rule).follow(texts), od.evaluate(rule, test)
+        rows.append({"method": name, "accuracy": 1 - found.loss, "error": found.loss_error, "cost": found.cost})
+        rows[-1] |= {"told": {"accuracy": 1 - told.loss, "cost": told.cost}, "shares": found.shares.round(4).tolist()}
+    full = rows[len(network.exits) - 1]["accuracy"]
+    sweep = [swept(model, network, name, families[name], prices_for(fit), texts, full) for name in METHODS]
+    decoders = {name: od.Decoder(model, network, rules[name]) for name in CLOCKED}
+    whole = od.Decoder(model, network, rules["exit 8 of 8"])
+    clocked = []
+    for size in (1, 8):
+        chunks = [prompts[i : i + size, :32] for i in range(0, 6 * size, size)]
+        serves = [
+            lambda chunk: model.generate(
+                chunk, attention_mask=torch.ones_like(chunk), max_new_tokens=64, do_sample=False
+            ),
+            *[lambda chunk, decoder=decoder: decoder.generate(chunk, 64) for decoder in (whole, *decoders.values())],
+        ]
+        spent = times(serves, chunks, 5, said=f"writing with batches of {size}")
+        clocked += [
+            {"method": name, "batch": size, "ms a token": each / 64, "ratio": spent[0] / each}
+            for name, each in zip(("generate", "full depth", *decoders), spent, strict=True)
+        ]
+    sample = decoders["placed"].generate(prompts[:1, :64], 192)
+    said = "".join(characters[token] for token in sample.tokens[0].tolist())
+    asked = "".join(characters[token] for token in prompts[0, :64].tolist())
+    return {
+        "unit": costs.unit,
+        "costs": {name: getattr(costs, name).round(4).tolist() for name in ("reach", "probe", "answer")},
+        "rows": rows,
+        "sweep": sweep,
+        "clock": clocked,
+        "text": {"prompt": asked, "written": said, "exits": sample.exit[0].tolist()},
+    }
+
+
+def swept(
+    model: torch.nn.Module,
+    network: od.StagedNetwork,
+    name: str,
+    family: Any,
+    prices: Any,
+    texts: Tensor,
+    full: float,
+) -> dict[str, Any]:
+    """Accuracy and cost of a method at every price, and the cost at which it gives up so much accuracy."""
+    points = []
+    for price in prices:
+        found = od.Decoder(model, network, family(float(price))).follow(texts)
+        points.append((found.cost, 1 - found.loss))
+    points.sort()
+    costs, right = (np.array(side) for side in zip(*points, strict=True))
+    best = np.maximum.accumulate(right)
+    needed = {}
+    for drop in DROPS:
+        enough = np.flatnonzero(best >= full - drop)
+        needed[str(drop)] = float(costs[enough[0]]) if len(enough) else float("nan")
+    return {"method": name, "costs": costs.tolist(), "accuracies": right.tolist(), "cost at loss": needed}
+
+
+def page(result: dict[str, Any]) -> str:
+    """The result as Markdown."""
+    samples, costs = result["samples"], result["costs"]
+    lines = [
+        f"# Shakespeare, character by character: every rule at price {result['price']:g}",
+        "",
+        f"`{result['command']}`, seed {result['seed']}, commit {result['commit']}, {result['machine']}, "
+        + ", ".join(f"{key} {value}" for key, value in result["versions"].items())
+        + f". A Llama of eight layers and width 96, {result['epochs']} epochs; {samples['train']:,} characters train, "
+        f"{samples['fit']:,} fit the rules, {samples['test']:,} judge them. Cost in full passes of one token (FLOPs), "
+        f"keys and values of layers not run included: {costs['answer'][0]:.2f} of a pass at the first exit.",
+        "",
+        "Right: the most likely next character is the text's, with states handed on as in writing; in brackets what "
+        "the trace says, recorded at full depth.",
+        "",
+        table_row(["rule", "right", "mean cost", *(f"clock ratio, batch {size}" for size in (1, 8))]),
+        table_row(["---", *["---:"] * 4]),
+    ]
+    ratios = {(row["method"], row["batch"]): f"{row['ratio']:.2f}" for row in result["clock"]}
+    for row in result["rows"]:
+        name = "full depth" if row["method"] == "exit 8 of 8" else row["method"]
+        right = f"{row['accuracy']:.2%} ± {row['error']:.2%} ({row['told']['accuracy']:.2%})"
+        cost = f"{row['cost']:.3f} ({row['told']['cost']:.3f})"
+        lines.append(table_row([name, right, cost, *(ratios.get((name, size), "") for size in (1, 8))]))
+    lines += [
+        "",
+        "Clock: `model.generate` of transformers over the decoder, 64 characters behind prompts of 32, medians of five "
+        "turns side by side.",
+        "",
+        "Mean cost needed to be right as often as at full depth, or less so by some points:",
+        "",
+        table_row(["method", "full depth", "-0.5", "-1", "-2"]),
+        table_row(["---", *["---:"] * 4]),
+    ]
+    for row in result["sweep"]:
+        needed = [f"{cost:.3f}" if cost == cost else "not reached" for cost in row["cost at loss"].values()]
+        lines.append(table_row([row["method"], *needed]))
+    text = result["text"]
+    lines += [
+        "",
+        "Written by `placed`, behind the prompt and a bar:",
+        "",
+        "```",
+        f"{text['prompt']}|{text['written']}",
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def picture(result: dict[str, Any], path: Path) -> None:
+    """Right next characters against mean cost; and where each character of the text written stopped."""
+    figure, (axes, below) = plt.subplots(2, 1, figsize=(9, 7), height_ratios=(3, 1.3), layout="constrained")
+    for row in result["sweep"]:
+        costs, right = (100 * np.asarray(row[key]) for key in ("costs", "accuracies"))
+        width = 2.5 if row["method"] == "placed" else 1.5
+        axes.plot(costs, right, color=COLOURS[row["method"]], linewidth=width, label=row["method"], zorder=width)
+    fixed = [row for row in result["rows"] if row["method"].startswith("exit")]
+    dots = [(100 * row["cost"], 100 * row["accuracy"]) for row in fixed]
+    axes.scatter(*zip(*dots, strict=True), color="#555555", s=22, label="every character at one exit", zorder=3)
+    axes.set(xlabel="mean cost, % of a full pass", ylabel="right next characters, %")
+    axes.legend(frameon=False, loc="lower right")
+    text = result["text"]
+    for i, (character, exit) in enumerate(zip(text["written"][:96], text["exits"], strict=False)):
+        below.bar(i, exit + 1, width=0.9, color=plt.get_cmap("viridis")((exit + 1) / 8))
+        below.text(i, -0.5, {"\n": "⏎", " ": "␣"}.get(character, character), ha="center", va="top", fontsize=7)
+    below.set(ylabel="layers run", ylim=(0, 8), xlim=(-1, 96))
+    below.set_xticks([])
+    for each in (axes, below):
+        each.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"shakespeare: {error}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"shakespeare: {error}; pip install 'optdepth[text]'")
