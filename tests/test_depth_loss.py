@@ -295,6 +295,20 @@ def test_distillation_teaches_the_early_exits_and_asks_nothing_of_the_last() -> 
         assert torch.allclose(gradient, expected, atol=1e-6, rtol=1e-4), name
 
 
+def test_exits_are_compared_by_the_tasks_losses_whatever_they_learn_from() -> None:
+    """A divergence from an unsure teacher is small at any early exit: judged by it, all samples would stop at once."""
+    seen: list[Tensor] = []
+
+    class Spy(SoftEnvelope):
+        def __call__(self, found: Seen) -> Tensor:
+            seen.append(found.losses.detach().clone())
+            return super().__call__(found)
+
+    model = objective(DepthLoss(0.3, ((1.0, Spy()),), distillation=0.7))
+    _, shown = model(IMAGES, LABELS, 0.3)
+    assert torch.equal(seen[0], shown)
+
+
 def test_distillation_needs_classes_and_a_lone_exit_has_nobody_to_teach() -> None:
     network = resnet(8, classes=3, channels=1, width=4, exits="last", seed=0)
     taught, plain = DepthLoss(), DepthLoss(distillation=0)

@@ -218,10 +218,12 @@ class DepthLoss:
             that read the trunk and ask nothing of it, to equal shares. So at price 0 the trunk is, to the bit, that of
             the network trained without exits.
         schedule: how the price grows.
-        distillation: share, in [0, 1), of the last exit's own answer in what the early exits learn: L_k, k < K, is then
-            (1 - share) x cross-entropy with the label + share x divergence from the last exit's probabilities, which
-            are held fixed (Phuong and Lampert 2019, "Distillation-based training for multi-exit architectures"). It
-            needs class probabilities: give 0 for other tasks.
+        distillation: share, in [0, 1), of the last exit's own answer in what the early exits learn: (1 - share) x
+            cross-entropy with the label + share x divergence from the last exit's probabilities, which are held fixed
+            (Phuong and Lampert 2019, "Distillation-based training for multi-exit architectures"). The weights w_k of
+            its gradient are still those of the L_k, which are cross-entropies with the label: divergences from an
+            unsure teacher are small at every early exit and do not tell where to stop. It needs class probabilities:
+            give 0 for other tasks.
         balanced: whether every stage of the trunk receives gradient of the same total weight. The weights w_k = ∂J/∂L_k
             say how much of the first stage's gradient each exit gives; a later stage hears the later exits alone, so
             of J itself it gets less the fewer they are. For equal shares this is the gradient equilibrium of Li et al.

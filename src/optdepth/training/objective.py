@@ -103,8 +103,9 @@ class Objective(nn.Module):
         gates, onward = torch.ones(exits, len(targets), device=targets.device), torch.ones(exits, device=targets.device)
         logits, residuals = self._run(inputs, gates, onward)
         plain = torch.stack([losses_of(self.task, answer, targets) for answer in logits], 1)
-        losses = self._distilled(plain, logits) if self.loss.distillation > 0 else plain
-        fixed = losses.detach().requires_grad_()
+        # Exits are compared by the task's own losses, whatever they learn from: a divergence from an unsure teacher is
+        # small at every early exit, and a stopping cost of it would stop all samples at the first.
+        fixed = plain.detach().requires_grad_()
         halting = self._halting([answer.detach() for answer in logits], fixed)
         asked = self.loss(Seen(fixed, self.costs, price, halting, residuals))
         (weights,) = torch.autograd.grad(asked.sum(), fixed, retain_graph=True, materialize_grads=True)
@@ -114,7 +115,8 @@ class Objective(nn.Module):
             onward.copy_(handed)
         else:
             gates.copy_(weights.T)
-        heads = losses[:, :-1] if self.frozen else losses
+        learned = self._distilled(plain, logits) if self.loss.distillation > 0 else plain
+        heads = learned[:, :-1] if self.frozen else learned
         # Backward through `asked` ends at `fixed`, the halting head and the residuals: the gates do the rest.
         return heads.mean(0).sum() + asked.mean(), plain.detach()
 
