@@ -26,7 +26,8 @@ import optdepth as od
 from optdepth.errors import InputError
 from optdepth.files import write_json
 from optdepth.inference.clock import times
-from optdepth.stopping.frontier import FAMILIES, prices_for
+from optdepth.progress import shown_steps
+from optdepth.stopping.frontier import FAMILIES
 from optdepth.stopping.rule import FixedDepth, Origin
 from optdepth.tasks import token_cross_entropy
 from optdepth.tensors import TensorSplit
@@ -40,17 +41,13 @@ LENGTH = 128
 """Characters a window; with the one in front of it, a window's characters are all predicted."""
 SHARES = {"train": 0.8, "fit": 0.05, "certify": 0.05, "test": 0.1}
 """Of the text, in this order."""
-METHODS = ("placed", "snell", "confidence", "entropy", "patience")
-CLOCKED = ("placed", "confidence", "patience")
-COLOURS = {
-    "placed": "#0072b2",
-    "snell": "#56b4e9",
-    "confidence": "#d55e00",
-    "entropy": "#cc79a7",
-    "patience": "#8a6d00",
-}
+METHODS = {"placed": "#0072b2", "confidence": "#d55e00", "patience": "#8a6d00"}
+"""Rules, and their colours in the picture."""
+PRICES = np.geomspace(0.003, 1.0, 9)
 DROPS = (0.0, 0.005, 0.01, 0.02)
 """Accuracy given up, in the table of costs."""
+JUDGING = 256
+"""Windows of the test split that judge, from its beginning on."""
 
 
 def main() -> None:
@@ -73,7 +70,7 @@ def main() -> None:
         "machine": f"{processor()}, {torch.get_num_threads()} threads",
         "versions": {name: version(name) for name in ("optdepth", "torch", "transformers")}
         | {"python": platform.python_version()},
-        "samples": {name: len(split) * LENGTH for name, split in data.splits.items()},
+        "samples": {name: len(split) * LENGTH for name, split in data.splits.items()} | {"test": JUDGING * LENGTH},
         **judged(model, network, data, given.price, characters),
     }
     HERE.mkdir(exist_ok=True)
@@ -139,9 +136,9 @@ def judged(
     costs = od.token_flops(model, network, prompts[:4]).relative()
     held = data.splits["fit"]
     fit = od.record(network, data.batches("fit", 64), costs, each="token", source=held.source, rows=held.rows)
-    held = data.splits["test"]
-    test = od.record(network, data.batches("test", 64), costs, each="token", source=held.source, rows=held.rows)
-    texts = torch.cat([prompts, held.labels[:, -1:]], dim=1)
+    targets = data.splits["test"].labels[:JUDGING]
+    test = od.record(network, [({"input_ids": prompts[:JUDGING]}, targets)], costs, each="token")
+    texts = torch.cat([prompts[:JUDGING], targets[:, -1:]], dim=1)
     families = {name: FAMILIES[name](fit) for name in METHODS}
     rules: dict[str, od.Rule] = {
         f"exit {k + 1} of 8": FixedDepth(Origin.of(fit, price), k) for k in range(len(network.exits))
@@ -153,8 +150,8 @@ def judged(
         rows.append({"method": name, "accuracy": 1 - found.loss, "error": found.loss_error, "cost": found.cost})
         rows[-1] |= {"told": {"accuracy": 1 - told.loss, "cost": told.cost}, "shares": found.shares.round(4).tolist()}
     full = rows[len(network.exits) - 1]["accuracy"]
-    sweep = [swept(model, network, name, families[name], prices_for(fit), texts, full) for name in METHODS]
-    decoders = {name: od.Decoder(model, network, rules[name]) for name in CLOCKED}
+    sweep = [swept(model, network, name, families[name], texts, full) for name in METHODS]
+    decoders = {name: od.Decoder(model, network, rules[name]) for name in METHODS}
     whole = od.Decoder(model, network, rules["exit 8 of 8"])
     clocked = []
     for size in (1, 8):
@@ -188,13 +185,12 @@ def swept(
     network: od.StagedNetwork,
     name: str,
     family: Any,
-    prices: Any,
     texts: Tensor,
     full: float,
 ) -> dict[str, Any]:
     """Accuracy and cost of a method at every price, and the cost at which it gives up so much accuracy."""
     points = []
-    for price in prices:
+    for price in shown_steps(PRICES, f"following by {name}"):
         found = od.Decoder(model, network, family(float(price))).follow(texts)
         points.append((found.cost, 1 - found.loss))
     points.sort()
@@ -262,7 +258,7 @@ def picture(result: dict[str, Any], path: Path) -> None:
     for row in result["sweep"]:
         costs, right = (100 * np.asarray(row[key]) for key in ("costs", "accuracies"))
         width = 2.5 if row["method"] == "placed" else 1.5
-        axes.plot(costs, right, color=COLOURS[row["method"]], linewidth=width, label=row["method"], zorder=width)
+        axes.plot(costs, right, color=METHODS[row["method"]], linewidth=width, label=row["method"], zorder=width)
     fixed = [row for row in result["rows"] if row["method"].startswith("exit")]
     dots = [(100 * row["cost"], 100 * row["accuracy"]) for row in fixed]
     axes.scatter(*zip(*dots, strict=True), color="#555555", s=22, label="every character at one exit", zorder=3)
