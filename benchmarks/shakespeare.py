@@ -2,7 +2,8 @@
 
     pip install 'optdepth[text]' && python benchmarks/shakespeare.py --data ../shared/data/tinyshakespeare
 
-A small Llama, trained from scratch beside heads that ask nothing of its trunk. Every rule is solved on tokens of the
+A small Llama, trained from scratch with equal shares for all exits, or beside heads that ask nothing of its trunk
+(`--early 0`). Every rule is solved on tokens of the
 fit split and judged on the test split, the last tenth of the text, as it decodes: with the states of tokens that have
 stopped handed on to the layers above (`Decoder.follow`). Interrupted, the same command goes on where it stopped. Writes
 a table, its figures and a picture to `benchmarks/shakespeare/`.
@@ -15,7 +16,7 @@ import platform
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -57,14 +58,19 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--price", type=float, default=0.1, help="wrong characters that one full pass is worth")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--early", default="equal", choices=("equal", "0"), help="share of each early exit in the trunk"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/shakespeare"), help="folder of the weights")
     given = parser.parse_args()
     data, characters = shakespeare(Path(given.data) / "input.txt")
-    model, network = trained(data, len(characters), given.epochs, given.seed, given.runs)
+    early: Literal["equal"] | float = "equal" if given.early == "equal" else 0.0
+    model, network = trained(data, len(characters), early, given.epochs, given.seed, given.runs)
     result = {
         "command": " ".join(["python", *sys.argv]),
         "price": given.price,
         "seed": given.seed,
+        "early": given.early,
         "epochs": given.epochs,
         "commit": commit(),
         "machine": f"{processor()}, {torch.get_num_threads()} threads",
@@ -74,9 +80,10 @@ def main() -> None:
         **judged(model, network, data, given.price, characters),
     }
     HERE.mkdir(exist_ok=True)
-    write_json(HERE / "results.json", result)
-    (HERE / "results.md").write_text(page(result))
-    picture(result, HERE / "results.svg")
+    name = "equal" if given.early == "equal" else "last"
+    write_json(HERE / f"{name}.json", result)
+    (HERE / f"{name}.md").write_text(page(result))
+    picture(result, HERE / f"{name}.svg")
     print(page(result))
 
 
@@ -99,7 +106,7 @@ def shakespeare(path: Path) -> tuple[od.TensorData, str]:
 
 
 def trained(
-    data: od.TensorData, characters: int, epochs: int, seed: int, runs: Path
+    data: od.TensorData, characters: int, early: Literal["equal"] | float, epochs: int, seed: int, runs: Path
 ) -> tuple[torch.nn.Module, od.StagedNetwork]:
     """The model and its exits, trained as far as they are not."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -108,14 +115,14 @@ def trained(
     sizes = {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4}
     special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     model = LlamaForCausalLM(LlamaConfig(vocab_size=characters, max_position_embeddings=1024, **sizes, **special))
-    example, out = next(data.batches("train", 4))[0], runs / f"llama-{seed}"
+    example, out = next(data.batches("train", 4))[0], runs / f"llama-{early}-{seed}"
     if (out / "training.json").is_file():
         return model, od.load_network(out / "network", model=model, example=example)
     network = od.stage(model, example=example, exits="all", head="tail")
     od.train(
         network,
         data,
-        loss=od.DepthLoss(parts=((1.0, DeepSupervision(0.0)),), distillation=0.0),
+        loss=od.DepthLoss(parts=((1.0, DeepSupervision(early)),), distillation=0.0),
         task=token_cross_entropy,
         epochs=epochs,
         seed=seed,
@@ -167,9 +174,9 @@ def judged(
             {"method": name, "batch": size, "ms a token": each / 64, "ratio": spent[0] / each}
             for name, each in zip(("generate", "full depth", *decoders), spent, strict=True)
         ]
-    sample = decoders["placed"].generate(prompts[:1, :64], 192)
+    sample = decoders["placed"].generate(prompts[:1, :32], LENGTH - 32)
     said = "".join(characters[token] for token in sample.tokens[0].tolist())
-    asked = "".join(characters[token] for token in prompts[0, :64].tolist())
+    asked = "".join(characters[token] for token in prompts[0, :32].tolist())
     return {
         "unit": costs.unit,
         "costs": {name: getattr(costs, name).round(4).tolist() for name in ("reach", "probe", "answer")},
@@ -211,7 +218,13 @@ def page(result: dict[str, Any]) -> str:
         "",
         f"`{result['command']}`, seed {result['seed']}, commit {result['commit']}, {result['machine']}, "
         + ", ".join(f"{key} {value}" for key, value in result["versions"].items())
-        + f". A Llama of eight layers and width 96, {result['epochs']} epochs; {samples['train']:,} characters train, "
+        + f". A Llama of eight layers and width 96, {result['epochs']} epochs, "
+        + (
+            "equal shares of the trunk for all exits"
+            if result["early"] == "equal"
+            else "the last exit's gradient alone"
+        )
+        + f"; {samples['train']:,} characters train, "
         f"{samples['fit']:,} fit the rules, {samples['test']:,} judge them. Cost in full passes of one token (FLOPs), "
         f"keys and values of layers not run included: {costs['answer'][0]:.2f} of a pass at the first exit.",
         "",
