@@ -41,6 +41,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "plain+branch": {"color": "#0072b2", "linestyle": "--"},
     "plain+taught-long": {"color": "#56b4e9", "linestyle": "--"},
     "glance-44": {"color": "#009e73", "linewidth": 2.5},
+    "static-44+looks": {"color": "#009e73", "linestyle": "--"},
     "taught-0": {"color": "#56b4e9"},
     "with-stopping": {"color": "#8a6d00"},
     "plain+taught": {"color": "#009e73"},

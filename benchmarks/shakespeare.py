@@ -3,10 +3,9 @@
     pip install 'optdepth[text]' && python benchmarks/shakespeare.py --data ../shared/data/tinyshakespeare
 
 A small Llama, trained from scratch with equal shares for all exits, or beside heads that ask nothing of its trunk
-(`--early 0`). Every rule is solved on tokens of the
-fit split and judged on the test split, the last tenth of the text, as it decodes: with the states of tokens that have
-stopped handed on to the layers above (`Decoder.follow`). Interrupted, the same command goes on where it stopped. Writes
-a table, its figures and a picture to `benchmarks/shakespeare/`.
+(`--early 0`). Every rule is solved on tokens of the fit split and judged on the test split, the last tenth of the
+text, as it decodes: with the states of tokens that have stopped handed on (`Decoder.follow`). Interrupted, the same
+command goes on where it stopped. Writes a table, its figures and a picture to `benchmarks/shakespeare/`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import platform
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -28,7 +27,7 @@ from optdepth.errors import InputError
 from optdepth.files import write_json
 from optdepth.inference.clock import times
 from optdepth.progress import shown_steps
-from optdepth.stopping.frontier import FAMILIES
+from optdepth.stopping.frontier import FAMILIES, Frontier
 from optdepth.stopping.rule import FixedDepth, Origin
 from optdepth.tasks import token_cross_entropy
 from optdepth.tensors import TensorSplit
@@ -64,8 +63,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/shakespeare"), help="folder of the weights")
     given = parser.parse_args()
     data, characters = shakespeare(Path(given.data) / "input.txt")
-    early: Literal["equal"] | float = "equal" if given.early == "equal" else 0.0
-    model, network = trained(data, len(characters), early, given.epochs, given.seed, given.runs)
+    model, network = trained(data, len(characters), given.early, given.epochs, given.seed, given.runs)
     result = {
         "command": " ".join(["python", *sys.argv]),
         "price": given.price,
@@ -80,10 +78,9 @@ def main() -> None:
         **judged(model, network, data, given.price, characters),
     }
     HERE.mkdir(exist_ok=True)
-    name = "equal" if given.early == "equal" else "last"
-    write_json(HERE / f"{name}.json", result)
-    (HERE / f"{name}.md").write_text(page(result))
-    picture(result, HERE / f"{name}.svg")
+    write_json(HERE / f"early-{given.early}.json", result)
+    (HERE / f"early-{given.early}.md").write_text(page(result))
+    picture(result, HERE / f"early-{given.early}.svg")
     print(page(result))
 
 
@@ -106,7 +103,7 @@ def shakespeare(path: Path) -> tuple[od.TensorData, str]:
 
 
 def trained(
-    data: od.TensorData, characters: int, early: Literal["equal"] | float, epochs: int, seed: int, runs: Path
+    data: od.TensorData, characters: int, early: str, epochs: int, seed: int, runs: Path
 ) -> tuple[torch.nn.Module, od.StagedNetwork]:
     """The model and its exits, trained as far as they are not."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -122,7 +119,7 @@ def trained(
     od.train(
         network,
         data,
-        loss=od.DepthLoss(parts=((1.0, DeepSupervision(early)),), distillation=0.0),
+        loss=od.DepthLoss(parts=((1.0, DeepSupervision("equal" if early == "equal" else 0.0)),), distillation=0.0),
         task=token_cross_entropy,
         epochs=epochs,
         seed=seed,
@@ -147,19 +144,17 @@ def judged(
     test = od.record(network, [({"input_ids": prompts[:JUDGING]}, targets)], costs, each="token")
     texts = torch.cat([prompts[:JUDGING], targets[:, -1:]], dim=1)
     families = {name: FAMILIES[name](fit) for name in METHODS}
-    rules: dict[str, od.Rule] = {
-        f"exit {k + 1} of 8": FixedDepth(Origin.of(fit, price), k) for k in range(len(network.exits))
-    }
+    deepest = f"exit {len(network.exits)}"
+    rules: dict[str, od.Rule] = {f"exit {k + 1}": FixedDepth(Origin.of(fit, price), k) for k in range(fit.exits)}
     rules |= {name: family(price) for name, family in families.items()}
+    decoders = {name: od.Decoder(model, network, rule) for name, rule in rules.items()}
+    followed = {name: decoder.follow(texts) for name, decoder in decoders.items()}
     rows = []
-    for name, rule in rules.items():
-        found, told = od.Decoder(model, network, rule).follow(texts), od.evaluate(rule, test)
+    for name, found in followed.items():
+        told = od.evaluate(rules[name], test)
         rows.append({"method": name, "accuracy": 1 - found.loss, "error": found.loss_error, "cost": found.cost})
         rows[-1] |= {"told": {"accuracy": 1 - told.loss, "cost": told.cost}, "shares": found.shares.round(4).tolist()}
-    full = rows[len(network.exits) - 1]["accuracy"]
-    sweep = [swept(model, network, name, families[name], texts, full) for name in METHODS]
-    decoders = {name: od.Decoder(model, network, rules[name]) for name in METHODS}
-    whole = od.Decoder(model, network, rules["exit 8 of 8"])
+    sweep = [swept(model, network, name, families[name], texts, followed[deepest]) for name in METHODS]
     clocked = []
     for size in (1, 8):
         chunks = [prompts[i : i + size, :32] for i in range(0, 6 * size, size)]
@@ -167,12 +162,12 @@ def judged(
             lambda chunk: model.generate(
                 chunk, attention_mask=torch.ones_like(chunk), max_new_tokens=64, do_sample=False
             ),
-            *[lambda chunk, decoder=decoder: decoder.generate(chunk, 64) for decoder in (whole, *decoders.values())],
+            *[lambda chunk, name=name: decoders[name].generate(chunk, 64) for name in (deepest, *METHODS)],
         ]
         spent = times(serves, chunks, 5, said=f"writing with batches of {size}")
         clocked += [
             {"method": name, "batch": size, "ms a token": each / 64, "ratio": spent[0] / each}
-            for name, each in zip(("generate", "full depth", *decoders), spent, strict=True)
+            for name, each in zip(("generate", deepest, *METHODS), spent, strict=True)
         ]
     sample = decoders["placed"].generate(prompts[:1, :32], LENGTH - 32)
     said = "".join(characters[token] for token in sample.tokens[0].tolist())
@@ -188,26 +183,15 @@ def judged(
 
 
 def swept(
-    model: torch.nn.Module,
-    network: od.StagedNetwork,
-    name: str,
-    family: Any,
-    texts: Tensor,
-    full: float,
+    model: torch.nn.Module, network: od.StagedNetwork, name: str, family: Any, texts: Tensor, full: od.Evaluation
 ) -> dict[str, Any]:
     """Accuracy and cost of a method at every price, and the cost at which it gives up so much accuracy."""
-    points = []
-    for price in shown_steps(PRICES, f"following by {name}"):
-        found = od.Decoder(model, network, family(float(price))).follow(texts)
-        points.append((found.cost, 1 - found.loss))
-    points.sort()
-    costs, right = (np.array(side) for side in zip(*points, strict=True))
-    best = np.maximum.accumulate(right)
-    needed = {}
-    for drop in DROPS:
-        enough = np.flatnonzero(best >= full - drop)
-        needed[str(drop)] = float(costs[enough[0]]) if len(enough) else float("nan")
-    return {"method": name, "costs": costs.tolist(), "accuracies": right.tolist(), "cost at loss": needed}
+    prices = shown_steps(PRICES, f"following by {name}")
+    found = tuple(od.Decoder(model, network, family(float(price))).follow(texts) for price in prices)
+    swept = Frontier(name, PRICES, found, full)
+    costs, losses = swept.curve()
+    needed = {str(drop): swept.cost_at(full.loss + drop) for drop in DROPS}
+    return {"method": name, "costs": costs.tolist(), "accuracies": (1 - losses).tolist(), "cost at loss": needed}
 
 
 def page(result: dict[str, Any]) -> str:
@@ -236,18 +220,19 @@ def page(result: dict[str, Any]) -> str:
     ]
     ratios = {(row["method"], row["batch"]): f"{row['ratio']:.2f}" for row in result["clock"]}
     for row in result["rows"]:
-        name = "full depth" if row["method"] == "exit 8 of 8" else row["method"]
         right = f"{row['accuracy']:.2%} ± {row['error']:.2%} ({row['told']['accuracy']:.2%})"
         cost = f"{row['cost']:.3f} ({row['told']['cost']:.3f})"
-        lines.append(table_row([name, right, cost, *(ratios.get((name, size), "") for size in (1, 8))]))
+        lines.append(
+            table_row([row["method"], right, cost, *(ratios.get((row["method"], size), "") for size in (1, 8))])
+        )
     lines += [
         "",
         "Clock: `model.generate` of transformers over the decoder, 64 characters behind prompts of 32, medians of five "
         "turns side by side.",
         "",
-        "Mean cost needed to be right as often as at full depth, or less so by some points:",
+        "Mean cost needed to be right as often as the last exit, or less so by some points:",
         "",
-        table_row(["method", "full depth", "-0.5", "-1", "-2"]),
+        table_row(["method", "last exit", "-0.5", "-1", "-2"]),
         table_row(["---", *["---:"] * 4]),
     ]
     for row in result["sweep"]:

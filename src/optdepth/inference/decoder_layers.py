@@ -1,0 +1,171 @@
+"""The decoder layers of a language model of transformers, called for all sequences, for some, or in part.
+
+The model's own forward runs: its masks, positions and cache are what they are without exits. While `standing_in`
+lasts, the forward of each layer has a stand-in that is handed the model's call of it, to make as it sees fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from ..errors import InputError
+from ..networks import StagedNetwork
+from ..networks.signature import Stem
+from ..networks.staged import Inputs
+from ..networks.tracing import replaced_forward
+
+
+class _Caught(Exception):
+    """A layer has given its keys and values to the cache; the rest of it is not wanted."""
+
+
+class _Slot:
+    """Stands for the cache in a call of one layer: the newest column, for some rows or for all.
+
+    Args:
+        cache: of transformers; `length` columns were there before this token.
+        rows: (m,) out of n sequences; all when None.
+        catching: whether the layer is to end here.
+    """
+
+    def __init__(self, cache: Any, n: int, length: int, rows: Tensor | None, *, catching: bool) -> None:
+        self.cache, self.n, self.length, self.rows, self.catching = cache, n, length, rows, catching
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """What a layer calls: stores the rows' keys and values, (m, heads, 1, d), and returns all of those rows."""
+        if self.rows is None:
+            self.cache.update(keys, values, layer)
+        else:
+            if self.cache.get_seq_length(layer) == self.length:  # the first rows of this token
+                room = keys.new_zeros(self.n, *keys.shape[1:]), values.new_zeros(self.n, *values.shape[1:])
+                self.cache.update(*room, layer)
+            held = self.cache.layers[layer]
+            held.keys[self.rows, :, self.length :], held.values[self.rows, :, self.length :] = keys, values
+        if self.catching:
+            raise _Caught
+        held = self.cache.layers[layer]
+        return held.keys[self.rows], held.values[self.rows]
+
+
+@dataclass(frozen=True)
+class Call:
+    """The model's call of one of its layers, to be made for all sequences, for some, or in part."""
+
+    forward: Callable[..., Tensor]
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    cache: Any
+    length: int
+
+    def whole(self) -> Tensor:
+        """As the model makes it."""
+        return self.forward(*self.arguments, **self.keywords)
+
+    def rows(self, rows: Int[Tensor, " m"]) -> Tensor:
+        """For some sequences, as if they were the batch."""
+        return self._made(rows, catching=False)
+
+    def keys_and_values(self, rows: Int[Tensor, " m"] | None) -> None:
+        """No more than to make and store their keys and values; those of all sequences when None."""
+        try:
+            self._made(rows, catching=True)
+        except _Caught:
+            return
+        raise InputError(f"{self.forward} gave no keys and values to the cache, so its states cannot be handed on")
+
+    def _made(self, rows: Tensor | None, *, catching: bool) -> Tensor:
+        n = len(self.arguments[0])
+
+        def narrowed(leaf: Any) -> Any:
+            if leaf is self.cache:
+                return _Slot(leaf, n, self.length, rows, catching=catching)
+            # What has no row a sequence is the same for all, and has one: with several sequences they are told apart.
+            return leaf[rows] if rows is not None and isinstance(leaf, Tensor) and len(leaf) == n else leaf
+
+        given = (self.arguments, self.keywords)
+        arguments, keywords = tree_map(narrowed, given, is_leaf=lambda leaf: leaf is self.cache)
+        return self.forward(*arguments, **keywords)
+
+
+Way = Callable[[int, Tensor, Call], Tensor]
+"""What stands for layer i: its number, the states (n, t, d) that enter, and the call -> the states that leave."""
+
+
+class DecoderLayers:
+    """The decoder layers of a model, and the exits of a network behind them."""
+
+    def __init__(self, model: nn.Module, network: StagedNetwork) -> None:
+        places = [exit.name.rpartition(".") for exit in network.exits]
+        container = places[-1][0]
+        layers = dict(model.named_modules()).get(container)
+        owned = set(network.modules())
+        if not isinstance(layers, nn.ModuleList) or not set(layers) <= owned or not hasattr(model, "base_model"):
+            raise InputError(
+                f"the exits {', '.join(exit.name for exit in network.exits)} are not behind the decoder layers of "
+                f"{type(model).__name__}: give a causal language model of transformers and stage(model, example=...)"
+            )
+        if not isinstance(network.stem, Stem) or set(network.stem.signature.names) - {"input_ids", "attention_mask"}:
+            raise InputError("stage the model on a dict of input_ids, with or without an attention_mask")
+        self.names, self.network = network.stem.signature.names, network
+        self.base: Callable[..., Any] = model.base_model  # type: ignore[assignment]
+        self.modules = list(layers)
+        exits = {name: k for k, (_, _, name) in enumerate(places)}
+        self.exit_behind = [exits.get(str(i)) for i in range(len(layers))]
+        self.bare = self._forms()
+
+    def inputs(self, tokens: Int[Tensor, "n t"]) -> Inputs:
+        """What the network takes: these tokens, none of them padding."""
+        return {name: tokens if name == "input_ids" else torch.ones_like(tokens) for name in self.names}
+
+    @torch.inference_mode()
+    def _forms(self) -> list[bool]:
+        """Whether the state at each exit is the hidden states alone."""
+        device = next(self.network.parameters()).device
+        state = self.network.start(self.inputs(torch.zeros(1, 2, dtype=torch.long, device=device)))
+        bare = []
+        for stage in self.network.stages:
+            state = stage(state)
+            bare.append(isinstance(state, Tensor))
+        return bare
+
+    def head(self, k: int, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n t V"]:
+        """The logits of exit k. A head reads the hidden states alone, whatever else the state holds."""
+        return self.network.answer(x if self.bare[k] else (x,), k)
+
+    @staticmethod
+    def cache() -> Any:
+        """An empty one, that grows."""
+        from transformers.cache_utils import DynamicCache
+
+        return DynamicCache()
+
+    def run(self, tokens: Int[Tensor, "n t"], mask: Int[Tensor, "n all"] | None, cache: Any) -> None:
+        """The model without its head on the tokens behind those in the cache."""
+        self._cache, self._length = cache, cache.get_seq_length()
+        masked = {}
+        if mask is not None:
+            places = (mask.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+            masked = {"attention_mask": mask, "position_ids": places}
+        self.base(input_ids=tokens, past_key_values=cache, use_cache=True, **masked)
+
+    @contextmanager
+    def standing_in(self, way: Way) -> Iterator[None]:
+        """While it lasts, calling a layer goes through `way`."""
+        with ExitStack() as undo:
+            for i, module in enumerate(self.modules):
+                undo.enter_context(replaced_forward(module, self._stand_in(i, module.forward, way)))
+            yield
+
+    def _stand_in(self, i: int, forward: Callable[..., Tensor], way: Way) -> Callable[..., Tensor]:
+        def stand_in(x: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+            return way(i, x, Call(forward, (x, *arguments), keywords, self._cache, self._length))
+
+        return stand_in
