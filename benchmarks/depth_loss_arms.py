@@ -164,6 +164,12 @@ ARMS: dict[str, Arm] = {
     "glance-with-stopping": Arm(
         "glance-0 and a fifth of stopping cost", heads="conv+tail", loss=_with(StoppingCost(), PRICE), exits="ends"
     ),
+    "glance-stopping": Arm(
+        f"{GLANCE}; balanced stopping cost at 0.3 nats, from scratch",
+        heads="conv+tail",
+        loss=_balanced(StoppingCost(), TAUGHT.distillation, PRICE),
+        exits="ends",
+    ),
     "glance-priced": Arm(
         "glance-0 at a training price of 1.2 nats: equal shares in the end",
         heads="conv+tail",

@@ -281,14 +281,14 @@ def test_a_stage_without_a_block_has_no_returns_that_could_diminish() -> None:
     torch.testing.assert_close(*values)
 
 
-def test_distillation_teaches_the_early_exits_and_asks_nothing_of_the_last() -> None:
-    """Gradients are those of the mixed losses, written out with soft labels; the teacher learns from labels alone."""
+def test_distillation_is_for_the_early_heads_and_asks_nothing_of_the_trunk_or_the_last() -> None:
+    """Heads learn the mixed losses, written out with soft labels; trunk and teacher from labels alone."""
     share = 0.7
     model = objective(DepthLoss(parts=((1.0, DeepSupervision(0.1)),), distillation=share))
     value, shown = model(IMAGES, LABELS, 0.0)
     assert torch.allclose(shown, cross_entropies(model).detach())
     got = gradients(model, value)
-    trunk = gradients(model, DeepSupervision(0.1)(Seen(taught(model, share), model.costs, 0.0)).mean())
+    trunk = gradients(model, DeepSupervision(0.1)(Seen(cross_entropies(model), model.costs, 0.0)).mean())
     heads = gradients(model, taught(model, share).mean(0).sum())
     for name, gradient in got.items():
         expected = trunk[name] if is_trunk(name) else heads[name]

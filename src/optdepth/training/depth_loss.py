@@ -3,10 +3,10 @@
 One idea covers every part. Let L (n, K) be the cross-entropies of a batch at the K exits, C (K,) the costs
 with C_K = 1, λ the price, h (n, K) halting probabilities. A part is a loss J(L, C, λ, h, ...) -> (n,). Then
 
-- every head is trained in full, on the mean of its own L_k over all samples;
-- the trunk receives w_k = ∂J/∂L_k per sample: a gate between trunk and head k passes the features on
-  unchanged, and multiplies the gradient that comes back by w_k. A head that normalises by batch hands a sample what
-  it does to the others through the batch's statistics as well; that is weighted by the sample's own w_k too;
+- every head is trained in full, on the mean of its own L_k over all samples, or of what it learns from a teacher;
+- the trunk receives the gradient of J: w_k = ∂J/∂L_k times that of L_k at head k's features, per sample, whatever the
+  head itself learns from. A head that normalises by batch hands a sample what it does to the others through the
+  batch's statistics as well; that is weighted by the sample's own w_k too;
 - a loss that is `balanced` lets no stage starve: the gradient that comes back through stage k is raised to the
   same total at every depth, that of the first stage. It is then the gradient of J given that stage k is reached;
 - the halting head receives ∂J/∂h, with L and its own observations held fixed; a rule solved anew each epoch may
@@ -113,9 +113,9 @@ class DeepSupervision:
 class StoppingCost:
     """Σ_k p_k (L_k + λ C_k) with p_k = h_k Π_{i<k} (1 - h_i): the cost of a randomised stopping time.
 
-    Its optimum over h is the optimal stopping value, as h sees no label. Through the gates this is also the
-    "matched gradients" of theory section 6: the trunk receives w_k = p_k, and the heads train in full; the
-    form in which heads train on p_k alone does not exist here.
+    Its optimum over h is the optimal stopping value, as h sees no label. As the heads train in full and the trunk
+    alone receives w_k = p_k, this is also the "matched gradients" of theory section 6; the form in which heads train on
+    p_k alone does not exist here.
 
     Attributes:
         by: whose h it is: "head", a small network that learns beside the others; or "rule", where the rule stops that
@@ -220,10 +220,10 @@ class DepthLoss:
         schedule: how the price grows.
         distillation: share, in [0, 1), of the last exit's own answer in what the early exits learn: (1 - share) x
             cross-entropy with the label + share x divergence from the last exit's probabilities, which are held fixed
-            (Phuong and Lampert 2019, "Distillation-based training for multi-exit architectures"). The weights w_k of
-            its gradient are still those of the L_k, which are cross-entropies with the label: divergences from an
-            unsure teacher are small at every early exit and do not tell where to stop. It needs class probabilities:
-            give 0 for other tasks.
+            (Phuong and Lampert 2019, "Distillation-based training for multi-exit architectures"). It is for the heads
+            alone: J compares exits by the L_k, as divergences from an unsure teacher are small at every early exit and
+            do not tell where to stop, and the trunk receives the gradient of J, as a trunk that is asked to make early
+            exits agree with the last one makes all of them poor. It needs class probabilities: give 0 for other tasks.
         balanced: whether every stage of the trunk receives gradient of the same total weight. The weights w_k = ∂J/∂L_k
             say how much of the first stage's gradient each exit gives; a later stage hears the later exits alone, so
             of J itself it gets less the fewer they are. For equal shares this is the gradient equilibrium of Li et al.

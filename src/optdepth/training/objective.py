@@ -1,4 +1,4 @@
-"""One batch through a staged network: the loss to minimise, with each exit's share of it gated per sample."""
+"""One batch through a staged network: the loss to minimise, and each exit's share of the trunk's gradient."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..errors import InputError
 from ..networks.staged import Inputs, StagedNetwork, State, hidden, residual_size
@@ -100,8 +100,8 @@ class Objective(nn.Module):
     def forward(self, inputs: Inputs, targets: Tensor, price: float) -> tuple[Float[Tensor, ""], Float[Tensor, "n K"]]:
         """The loss, and the detached losses of the task at the exits."""
         exits = len(self.network.exits)
-        gates, onward = torch.ones(exits, len(targets), device=targets.device), torch.ones(exits, device=targets.device)
-        logits, residuals = self._run(inputs, gates, onward)
+        onward = torch.ones(exits, device=targets.device)
+        logits, states, shown, residuals = self._run(inputs, onward)
         plain = torch.stack([losses_of(self.task, answer, targets) for answer in logits], 1)
         # Exits are compared by the task's own losses, whatever they learn from: a divergence from an unsure teacher is
         # small at every early exit, and a stopping cost of it would stop all samples at the first.
@@ -111,14 +111,15 @@ class Objective(nn.Module):
         (weights,) = torch.autograd.grad(asked.sum(), fixed, retain_graph=True, materialize_grads=True)
         if self.loss.balanced:
             raised, handed = balance(weights)
-            gates.copy_((weights * raised).T)
+            weights = weights * raised
             onward.copy_(handed)
-        else:
-            gates.copy_(weights.T)
         learned = self._distilled(plain, logits) if self.loss.distillation > 0 else plain
         heads = learned[:, :-1] if self.frozen else learned
-        # Backward through `asked` ends at `fixed`, the halting head and the residuals: the gates do the rest.
-        return heads.mean(0).sum() + asked.mean(), plain.detach()
+        # Backward through `heads` ends at `shown`, and through `asked` at `fixed`, the halting head and the residuals.
+        value = heads.mean(0).sum() + asked.mean()
+        if not self.frozen:
+            value = value + _asked_of(states, shown, plain, weights)
+        return value, plain.detach()
 
     def _distilled(self, plain: Float[Tensor, "n K"], logits: list[Float[Tensor, "n classes"]]) -> Float[Tensor, "n K"]:
         """The losses with the last exit as the teacher of the others."""
@@ -141,22 +142,26 @@ class Objective(nn.Module):
         return self
 
     def _run(
-        self, inputs: Inputs, gates: Float[Tensor, "K n"], onward: Float[Tensor, " K"]
-    ) -> tuple[list[Float[Tensor, "n classes"]], tuple[Float[Tensor, " n"] | None, ...]]:
-        """Logits of all exits, heads and later stages behind gates, and the residual sizes if a part needs them."""
+        self, inputs: Inputs, onward: Float[Tensor, " K"]
+    ) -> tuple[list[Float[Tensor, "n classes"]], list[State], list[State], tuple[Float[Tensor, " n"] | None, ...]]:
+        """Logits, states, what the heads were shown of them, and the residual sizes if a part needs them."""
         logits: list[Tensor] = []
+        states: list[State] = []
+        shown: list[State] = []
         residuals: list[Tensor | None] = []
         with torch.set_grad_enabled(not self.frozen):
             state = self.network.start(inputs)
-        for k, gate in enumerate(gates):
+        for k in range(len(onward)):
             with torch.set_grad_enabled(not self.frozen):
                 before = _gated(state, onward[k : k + 1]) if self.loss.balanced and not self.frozen else state
                 state = self.network.advance(before, k)
                 if "residuals" in self.loss.needs and state is not before:  # else no block lies between two exits
                     same = hidden(before).shape == hidden(state).shape
                     residuals.append(residual_size(before, state) if same else None)
-            logits.append(self.network.answer(_gated(state, gate), k))
-        return logits, tuple(residuals)
+            states.append(state)
+            shown.append(tree_map(_leaf, state))
+            logits.append(self.network.answer(shown[-1], k))
+        return logits, states, shown, tuple(residuals)
 
 
 def balance(weights: Float[Tensor, "n K"]) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:
@@ -209,22 +214,47 @@ class HaltingHead(nn.Module):
         return torch.cat([early, torch.ones_like(early[:, :1])], dim=1)
 
 
+def _asked_of(
+    states: list[State], shown: list[State], plain: Float[Tensor, "n K"], weights: Float[Tensor, "n K"]
+) -> Float[Tensor, ""]:
+    """0, with the gradient Σ_k w_k ∂L_k/∂state_k / n at the states: what the trunk is asked.
+
+    Of the task's losses L_k, whatever the heads learn from: a trunk that is asked to make early exits agree with a
+    last one that learns from labels makes the last one agree with them.
+    """
+    total = plain.new_zeros(())
+    for k, (state, seen) in enumerate(zip(states, shown, strict=True)):
+        if not weights[:, k].any():
+            continue
+        leaves = [leaf for leaf in tree_leaves(seen) if torch.is_tensor(leaf) and leaf.requires_grad]
+        sources = [leaf for leaf in tree_leaves(state) if torch.is_tensor(leaf) and leaf.is_floating_point()]
+        found = torch.autograd.grad(plain[:, k].mean(), leaves, retain_graph=True, materialize_grads=True)
+        for source, gradient in zip(sources, found, strict=True):
+            weight = weights[:, k].to(gradient.dtype).reshape(-1, *[1] * (gradient.dim() - 1))
+            product = (source * (gradient * weight)).sum()
+            total = total + product - product.detach()
+    return total
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_() if tensor.is_floating_point() else tensor
+
+
 class _Gate(torch.autograd.Function):
-    """The identity; its gradient is multiplied per sample by a weight that is filled in after forward."""
+    """The identity; its gradient is multiplied by a weight that is filled in after forward."""
 
     @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Float[Tensor, " n"]) -> Tensor:
+    def forward(ctx: Any, features: Tensor, weight: Float[Tensor, " 1"]) -> Tensor:
         ctx.weight = weight  # not saved for backward: it is meant to change before backward reads it
         return features.view_as(features)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,) = gradients
-        weight = ctx.weight.to(gradient.dtype).reshape(-1, *[1] * (gradient.dim() - 1))
-        return gradient * weight, None
+        return gradient * ctx.weight.to(gradient.dtype), None
 
 
-def _gated(state: State, weight: Float[Tensor, " n"]) -> State:
+def _gated(state: State, weight: Float[Tensor, " 1"]) -> State:
     def gate(tensor: Tensor) -> Any:
         return _Gate.apply(tensor, weight) if tensor.is_floating_point() else tensor  # type: ignore[no-untyped-call]
 
