@@ -159,7 +159,7 @@ class Objective(nn.Module):
                     same = hidden(before).shape == hidden(state).shape
                     residuals.append(residual_size(before, state) if same else None)
             states.append(state)
-            shown.append(tree_map(_leaf, state))
+            shown.append(state if self.frozen else tree_map(_leaf, state))
             logits.append(self.network.answer(shown[-1], k))
         return logits, states, shown, tuple(residuals)
 
@@ -226,8 +226,7 @@ def _asked_of(
     for k, (state, seen) in enumerate(zip(states, shown, strict=True)):
         if not weights[:, k].any():
             continue
-        leaves = [leaf for leaf in tree_leaves(seen) if torch.is_tensor(leaf) and leaf.requires_grad]
-        sources = [leaf for leaf in tree_leaves(state) if torch.is_tensor(leaf) and leaf.is_floating_point()]
+        sources, leaves = ([leaf for leaf in tree_leaves(tree) if leaf.is_floating_point()] for tree in (state, seen))
         found = torch.autograd.grad(plain[:, k].mean(), leaves, retain_graph=True, materialize_grads=True)
         for source, gradient in zip(sources, found, strict=True):
             weight = weights[:, k].to(gradient.dtype).reshape(-1, *[1] * (gradient.dim() - 1))
