@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import optdepth as od
 from optdepth.errors import InputError
+from optdepth.inference import decoding
 from optdepth.inference.decoding import Decoder, token_flops
 from optdepth.networks.staged import select
 from optdepth.stopping.baselines import Threshold
@@ -162,6 +163,26 @@ def test_layers_run_for_the_tokens_that_go_on_and_for_no_other(told) -> None:
         hook.remove()
     prompt = PROMPT[:, :-1].numel()
     assert ran == [prompt + int((text.exit >= i).sum()) for i in range(4)]
+
+
+def test_states_handed_on_wait_until_a_token_gets_to_their_layer(told, monkeypatch) -> None:
+    """A layer that no token gets to makes no keys and values; of one that owes too many, all are made in one call."""
+    model, network, rule = told
+    first, some = Decoder(model, network, FixedDepth(rule.origin, 0)), Decoder(model, network, rule)
+    called = [0] * 4
+    norms = [module for name, module in model.named_modules() if name.endswith((".ln_1", "input_layernorm"))]
+    for i, module in enumerate(norms):
+        module.register_forward_hook(lambda *_, i=i: called.__setitem__(i, called[i] + 1))
+    text = first.generate(PROMPT, 8)
+    assert called == [1 + 8, 1, 1, 1]
+    free = some.generate(PROMPT, 8)
+    called[:] = [0] * 4
+    monkeypatch.setattr(decoding, "WAITING", 3)
+    assert torch.equal(first.generate(PROMPT, 8).tokens, text.tokens)
+    assert called == [1 + 8, 1 + 2, 1 + 2, 1 + 2]
+    again = some.generate(PROMPT, 8)
+    assert torch.equal(again.tokens, free.tokens)
+    assert torch.equal(again.exit, free.exit)
 
 
 def test_merged_exits_hand_on_at_every_layer(told) -> None:

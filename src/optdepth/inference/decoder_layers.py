@@ -6,7 +6,7 @@ lasts, the forward of each layer has a stand-in that is handed the model's call 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,36 +28,52 @@ class _Caught(Exception):
 
 
 class _Slot:
-    """Stands for the cache in a call of one layer: the newest column, for some rows or for all.
+    """Stands for the cache in a call of one layer for some rows: the newest column.
 
     Args:
-        cache: of transformers; `length` columns were there before this token.
-        rows: (m,) out of n sequences; all when None.
-        catching: whether the layer is to end here.
+        cache: of transformers, of n sequences; `length` columns were there before this token.
+        rows: (m,) out of the n.
     """
 
-    def __init__(self, cache: Any, n: int, length: int, rows: Tensor | None, *, catching: bool) -> None:
-        self.cache, self.n, self.length, self.rows, self.catching = cache, n, length, rows, catching
+    def __init__(self, cache: Any, n: int, length: int, rows: Int[Tensor, " m"]) -> None:
+        self.cache, self.n, self.length, self.rows = cache, n, length, rows
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """What a layer calls: stores the rows' keys and values, (m, heads, 1, d), and returns all of those rows."""
-        if self.rows is None:
-            self.cache.update(keys, values, layer)
-        else:
-            if self.cache.get_seq_length(layer) == self.length:  # the first rows of this token
-                room = keys.new_zeros(self.n, *keys.shape[1:]), values.new_zeros(self.n, *values.shape[1:])
-                self.cache.update(*room, layer)
-            held = self.cache.layers[layer]
-            held.keys[self.rows, :, self.length :], held.values[self.rows, :, self.length :] = keys, values
-        if self.catching:
-            raise _Caught
-        held = self.cache.layers[layer]
+        held = _grown(self.cache, self.n, self.length + 1, keys, values, layer)
+        held.keys[self.rows, :, self.length :], held.values[self.rows, :, self.length :] = keys, values
         return held.keys[self.rows], held.values[self.rows]
+
+
+class _Catch:
+    """Stands for the cache in a call of one layer that ends once it has given keys and values.
+
+    Args:
+        cache: of transformers, of n sequences.
+        rows, columns: (m,) where in the cache those belong, of which there is one a row of the call.
+    """
+
+    def __init__(self, cache: Any, n: int, rows: Int[Tensor, " m"], columns: Int[Tensor, " m"]) -> None:
+        self.cache, self.n, self.rows, self.columns = cache, n, rows, columns
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """What a layer calls: stores keys and values, (m, heads, 1, d)."""
+        held = _grown(self.cache, self.n, int(self.columns.max()) + 1, keys, values, layer)
+        held.keys[self.rows, :, self.columns], held.values[self.rows, :, self.columns] = keys[:, :, 0], values[:, :, 0]
+        raise _Caught
+
+
+def _grown(cache: Any, n: int, length: int, keys: Tensor, values: Tensor, layer: int) -> Any:
+    """What the cache holds of a layer, with so many columns at least."""
+    if (missing := length - cache.get_seq_length(layer)) > 0:
+        room = (one.new_zeros(n, one.shape[1], missing, one.shape[3]) for one in (keys, values))
+        cache.update(*room, layer)
+    return cache.layers[layer]
 
 
 @dataclass(frozen=True)
 class Call:
-    """The model's call of one of its layers, to be made for all sequences, for some, or in part."""
+    """The model's call of one of its layers, to be made for all sequences, or for some."""
 
     forward: Callable[..., Tensor]
     arguments: tuple[Any, ...]
@@ -71,28 +87,59 @@ class Call:
 
     def rows(self, rows: Int[Tensor, " m"]) -> Tensor:
         """For some sequences, as if they were the batch."""
-        return self._made(rows, catching=False)
-
-    def keys_and_values(self, rows: Int[Tensor, " m"] | None) -> None:
-        """No more than to make and store their keys and values; those of all sequences when None."""
-        try:
-            self._made(rows, catching=True)
-        except _Caught:
-            return
-        raise InputError(f"{self.forward} gave no keys and values to the cache, so its states cannot be handed on")
-
-    def _made(self, rows: Tensor | None, *, catching: bool) -> Tensor:
         n = len(self.arguments[0])
+        slot = _Slot(self.cache, n, self.length, rows)
 
         def narrowed(leaf: Any) -> Any:
             if leaf is self.cache:
-                return _Slot(leaf, n, self.length, rows, catching=catching)
+                return slot
             # What has no row a sequence is the same for all, and has one: with several sequences they are told apart.
-            return leaf[rows] if rows is not None and isinstance(leaf, Tensor) and len(leaf) == n else leaf
+            return leaf[rows] if isinstance(leaf, Tensor) and len(leaf) == n else leaf
 
         given = (self.arguments, self.keywords)
         arguments, keywords = tree_map(narrowed, given, is_leaf=lambda leaf: leaf is self.cache)
         return self.forward(*arguments, **keywords)
+
+
+@dataclass(frozen=True)
+class Owed:
+    """Keys and values that a layer has still to make, for some rows of one call of it that was not made for them."""
+
+    call: Call
+    rows: Int[Tensor, " m"]
+
+
+def hand_on(owed: Sequence[Owed]) -> None:
+    """Makes and stores the keys and values that one layer owes, of however many tokens, in one call.
+
+    Raises:
+        InputError: a layer that gives none to the cache.
+    """
+    calls = [one.call for one in owed]
+    cache, forward, n = calls[0].cache, calls[0].forward, len(calls[0].arguments[0])
+    rows = torch.cat([one.rows for one in owed])
+    columns = torch.cat([torch.full_like(one.rows, one.call.length) for one in owed])
+    catch = _Catch(cache, n, rows, columns)
+
+    def joined(*leaves: Any) -> Any:
+        if leaves[0] is cache:
+            return catch
+        if not isinstance(leaves[0], Tensor) or len(leaves[0]) not in (1, n):
+            return leaves[0]
+        each = [
+            leaf[one.rows] if len(leaf) == n else leaf.expand(len(one.rows), *leaf.shape[1:])
+            for leaf, one in zip(leaves, owed, strict=True)
+        ]
+        # What has another shape at every token is the mask, which no layer reads before it has keys and values.
+        return torch.cat(each) if len({part.shape[1:] for part in each}) == 1 else None
+
+    given = [(call.arguments, call.keywords) for call in calls]
+    arguments, keywords = tree_map(joined, *given, is_leaf=lambda leaf: leaf is cache)
+    try:
+        forward(*arguments, **keywords)
+    except _Caught:
+        return
+    raise InputError(f"{forward} gave no keys and values to the cache, so its states cannot be handed on")
 
 
 Way = Callable[[int, Tensor, Call], Tensor]

@@ -3,7 +3,8 @@
 A token that stops after layer d hands its state on: the keys and values of the layers above are computed from it (state
 propagation, Schuster et al. 2022, arXiv:2207.07061, "CALM"), so that later tokens find no hole where it stopped. Of a
 layer that is only handed a state, no more runs than what makes its keys and values: they are caught where the layer
-gives them to the cache, and the rest of it is called off.
+gives them to the cache, and the rest of it is called off. And it waits until a later token gets to that layer, which
+then makes those of all tokens that it owes in one call.
 """
 
 from __future__ import annotations
@@ -26,11 +27,14 @@ from ..observe import Memory
 from ..stopping.evaluate import Evaluation
 from ..stopping.rule import FixedDepth, Rule
 from ..trace import Costs
-from .decoder_layers import Call, DecoderLayers
+from .decoder_layers import Call, DecoderLayers, Owed, hand_on
 from .look import Look
 
 Pick = Callable[[Tensor], Tensor]
 """Logits (n, V) -> the next token of each sequence, (n,)."""
+
+WAITING = 64
+"""Tokens that may wait for a layer at most. Waiting longer would spare no time worth having, and holds their masks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,10 +121,11 @@ class Decoder:
         exit = torch.full((n, tokens), -1, device=prompt.device)
         rows = torch.arange(n, device=prompt.device)
         cache = self.layers.cache()
+        owed: list[list[Owed]] = [[] for _ in self.layers.modules]
         if prompt.shape[1] > 1:
             self.layers.run(prompt[:, :-1], None if mask is None else mask[:, :-1], cache)
         newest = prompt[:, -1:]
-        with self.layers.standing_in(lambda i, x, call: self._layer(token, i, x, call)):
+        with self.layers.standing_in(lambda i, x, call: self._layer(token, owed[i], i, x, call)):
             for t in range(tokens):
                 token = _Token(len(rows), prompt.device)
                 self.layers.run(newest, mask, cache)
@@ -132,20 +137,24 @@ class Decoder:
                     going = (newest[:, 0] != end).nonzero()[:, 0]
                     if not len(going):
                         break
+                    for waiting in owed:
+                        _pay(waiting)
                     rows, newest, mask = rows[going], newest[going], None if mask is None else mask[going]
                     cache.batch_select_indices(going)
         cost = torch.where(exit >= 0, self.paid[exit], 0.0)
         return Text(written, exit, cost, self.unit)
 
-    def _layer(self, token: _Token, i: int, x: Tensor, call: Call) -> Tensor:
-        """One decoder layer: run for the rows that go on; the others have their keys and values made."""
+    def _layer(self, token: _Token, owed: list[Owed], i: int, x: Tensor, call: Call) -> Tensor:
+        """One decoder layer: run for the rows that go on; to the others it owes their keys and values."""
         if token.before is None:
             token.before = x
+        if len(token.going) or len(owed) == WAITING:
+            _pay(owed)
+        if len(token.stopped):
+            owed.append(Owed(call, token.stopped))
         if not len(token.going):
-            call.keys_and_values(None)
             return x
         if len(token.stopped):
-            call.keys_and_values(token.stopped)
             ran = call.rows(token.going)
             new = x.index_copy(0, token.going, ran)
         else:
@@ -240,13 +249,13 @@ def token_flops(model: nn.Module, network: StagedNetwork, prompt: Int[Tensor, "n
             heads[k] = counted(lambda: layers.head(k, new))[0]
         return new
 
-    def hand_on(i: int, x: Tensor, call: Call) -> Tensor:
-        handed.append(counted(lambda: call.keys_and_values(None))[0])
+    def skip(i: int, x: Tensor, call: Call) -> Tensor:
+        handed.append(counted(lambda: hand_on([Owed(call, torch.arange(len(x), device=x.device))]))[0])
         return x
 
     training = network.training
     network.eval()
-    for way in (run, hand_on):
+    for way in (run, skip):
         cache = layers.cache()
         layers.run(prompt[:, :-1], None, cache)
         with layers.standing_in(way):
@@ -284,6 +293,13 @@ class _Token:
             self.exit[leaving], self.logits[leaving] = k, logits[stops]
             self.stopped, self.going = torch.cat([self.stopped, leaving]), self.going[~stops]
             self.memory = select(self.memory, ~stops) if self.memory else self.memory
+
+
+def _pay(owed: list[Owed]) -> None:
+    """A layer makes what it owes, if anything."""
+    if owed:
+        hand_on(owed)
+        owed.clear()
 
 
 def _handed_on(before: State, after: State, going: Tensor) -> State:
