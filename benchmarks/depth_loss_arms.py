@@ -161,6 +161,7 @@ ARMS: dict[str, Arm] = {
     "glance-0": Arm(
         f"{GLANCE}, from scratch, none of the trunk's gradient", heads="conv+tail", loss=TAUGHT, exits="ends"
     ),
+    "glance-untaught": Arm("glance-0 without a teacher", heads="conv+tail", loss=LAST, exits="ends"),
     "glance-with-stopping": Arm(
         "glance-0 and a fifth of stopping cost", heads="conv+tail", loss=_with(StoppingCost(), PRICE), exits="ends"
     ),
