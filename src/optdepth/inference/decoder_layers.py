@@ -49,16 +49,16 @@ class _Catch:
     """Stands for the cache in a call of one layer that ends once it has given keys and values.
 
     Args:
-        cache: of transformers, of n sequences.
+        cache: of transformers, of n sequences; it is to have `length` columns.
         rows, columns: (m,) where in the cache those belong, of which there is one a row of the call.
     """
 
-    def __init__(self, cache: Any, n: int, rows: Int[Tensor, " m"], columns: Int[Tensor, " m"]) -> None:
-        self.cache, self.n, self.rows, self.columns = cache, n, rows, columns
+    def __init__(self, cache: Any, n: int, length: int, rows: Int[Tensor, " m"], columns: Int[Tensor, " m"]) -> None:
+        self.cache, self.n, self.length, self.rows, self.columns = cache, n, length, rows, columns
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """What a layer calls: stores keys and values, (m, heads, 1, d)."""
-        held = _grown(self.cache, self.n, int(self.columns.max()) + 1, keys, values, layer)
+        held = _grown(self.cache, self.n, self.length, keys, values, layer)
         held.keys[self.rows, :, self.columns], held.values[self.rows, :, self.columns] = keys[:, :, 0], values[:, :, 0]
         raise _Caught
 
@@ -110,7 +110,7 @@ class Owed:
 
 
 def hand_on(owed: Sequence[Owed]) -> None:
-    """Makes and stores the keys and values that one layer owes, of however many tokens, in one call.
+    """Makes and stores the keys and values that one layer owes, of however many tokens, oldest first, in one call.
 
     Raises:
         InputError: a layer that gives none to the cache.
@@ -119,7 +119,7 @@ def hand_on(owed: Sequence[Owed]) -> None:
     cache, forward, n = calls[0].cache, calls[0].forward, len(calls[0].arguments[0])
     rows = torch.cat([one.rows for one in owed])
     columns = torch.cat([torch.full_like(one.rows, one.call.length) for one in owed])
-    catch = _Catch(cache, n, rows, columns)
+    catch = _Catch(cache, n, calls[-1].length + 1, rows, columns)
 
     def joined(*leaves: Any) -> Any:
         if leaves[0] is cache:
