@@ -165,6 +165,12 @@ ARMS: dict[str, Arm] = {
     "glance-with-stopping": Arm(
         "glance-0 and a fifth of stopping cost", heads="conv+tail", loss=_with(StoppingCost(), PRICE), exits="ends"
     ),
+    "glance-with-returns": Arm(
+        "glance-0 and a fifth of diminishing returns",
+        heads="conv+tail",
+        loss=_with(DiminishingReturns(), 0.0),
+        exits="ends",
+    ),
     "glance-stopping": Arm(
         f"{GLANCE}; balanced stopping cost at 0.3 nats, from scratch",
         heads="conv+tail",
@@ -187,9 +193,6 @@ ARMS: dict[str, Arm] = {
     "returns": Arm(
         "linear heads, none of the trunk's gradient, and a fifth of diminishing returns",
         loss=_with(DiminishingReturns(), 0.0),
-    ),
-    "returns+glance": Arm(
-        f"{GLANCE}, on the frozen trunk of returns", "long", "conv+tail", TAUGHT, "returns", exits="ends"
     ),
     "glance-44": Arm("glance-0 of 44 layers", heads="conv+tail", loss=TAUGHT, exits="ends", depth=44),
     "static-44": Arm("44 layers, no exits: the trunk of glance-44", "trunk", heads="none", start="glance-44", depth=44),
