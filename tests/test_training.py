@@ -243,6 +243,17 @@ def test_precisions_can_follow_each_other_in_one_process(digits: Data, tmp_path:
         assert {value.dtype for value in network.parameters()} == {torch.float32}
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="GPUs have their own answer")
+@pytest.mark.parametrize(("native", "chosen"), [(True, "bf16"), (False, "no")])
+def test_auto_is_bf16_only_where_the_processor_does_not_emulate_it(
+    native: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    assert loop._accelerator("auto").mixed_precision == chosen
+
+
 def test_learning_rates() -> None:
     assert [loop._share_of_lr("one-cycle", done) for done in (0, 0.25, 1)] == pytest.approx([0.04, 1, 0])
     assert [loop._share_of_lr("cosine", done) for done in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])

@@ -374,8 +374,7 @@ def _accelerator(precision: Precision) -> Accelerator:
     """Accelerate's view of this process, on an accelerator if there is one."""
     cpu = not torch.accelerator.is_available()
     if precision == "auto":
-        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported() if cpu else torch.cuda.is_bf16_supported()
-        precision = "bf16" if fast else "fp32"
+        precision = "bf16" if (_cpu_has_bf16() if cpu else torch.cuda.is_bf16_supported()) else "fp32"
     if precision not in ("fp32", "bf16", "fp16"):
         raise InputError(f"precision={precision!r}: give fp32, bf16, fp16 or auto")
     if precision == "fp16" and cpu:
@@ -386,6 +385,13 @@ def _accelerator(precision: Precision) -> Accelerator:
         mixed_precision="no" if precision == "fp32" else precision,
         dataloader_config=DataLoaderConfiguration(split_batches=True),
     )
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the processor itself multiplies in bfloat16: with AVX-512 alone oneDNN emulates it, slower than fp32."""
+    if platform.machine() in ("x86_64", "AMD64"):
+        return bool(torch.cpu._is_avx512_bf16_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _seeds(*entropy: int) -> list[int]:
