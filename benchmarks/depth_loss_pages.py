@@ -28,6 +28,7 @@ from depth_loss_figures import (
 )
 from depth_loss_rivals import against_deep, bands, best_on_certify, statics
 from optdepth.errors import InputError
+from optdepth.flows import save_figure
 from optdepth.stopping.frontier import SOLVED
 from provenance import table_row
 
@@ -36,7 +37,9 @@ SHOWN = (0.01, 0.0215, 0.0464, 0.1, 0.2154, 0.4642, 1.0)
 STYLES: dict[str, dict[str, Any]] = {
     "plain+glance": {"color": "#0072b2", "linewidth": 2.5},
     "glance-0": {"color": "#0072b2", "linestyle": "-."},
+    "glance-untaught": {"color": "#e69f00", "linestyle": "-."},
     "glance-with-stopping": {"color": "#8a6d00", "linestyle": "-."},
+    "glance-with-returns": {"color": "#d55e00", "linestyle": "-."},
     "plain+front": {"color": "#0072b2"},
     "plain+branch": {"color": "#0072b2", "linestyle": "--"},
     "plain+taught-long": {"color": "#56b4e9", "linestyle": "--"},
@@ -103,16 +106,22 @@ def accuracies(found: Found) -> list[str]:
 
 
 def costs_needed(found: Found) -> list[str]:
-    """Mean cost of the solved rule at the accuracy of the network without exits, and below."""
+    """Mean cost of the solved rule at the accuracy of the network without exits, and below.
+
+    Where `plain` is not there, the last exit of `glance-0` stands for it: it is the same to the bit.
+    """
+    without = "plain" if "plain" in found else "glance-0"
+    reference = {seed: last_loss(run) for seed, run in by_seed(found, without).items()}
+    if not reference:
+        return []
     drops = (0.0, 0.005, 0.01, 0.02, 0.05, 0.1)
-    head = ["arm", *(f"-{100 * drop:g}" if drop else "plain's accuracy" for drop in drops), "accuracy above deep's"]
+    head = ["arm", *(f"-{100 * drop:g}" if drop else "its accuracy" for drop in drops), "accuracy above deep's"]
     lines = [
-        "## Mean cost at the accuracy of `plain`, and at so many points below it (test split)",
+        f"## Mean cost at the accuracy of the last exit of `{without}`, and at so many points below it (test split)",
         "",
         table_row(head),
+        rule(len(head) - 1),
     ]
-    lines.append(rule(len(head) - 1))
-    reference = {seed: last_loss(run) for seed, run in by_seed(found, "plain").items()}
     deep = by_seed(found, "deep")
     for arm, runs in solved(found).items():
         runs = [run for run in runs if run["seed"] in reference]
@@ -226,5 +235,5 @@ def picture(found: Found, path: Path, curve: Callable[[Figures], Any], label: st
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(frameon=False, loc="outside lower center", fontsize=8)
-    figure.savefig(path)
+    save_figure(figure, path)
     plt.close(figure)
