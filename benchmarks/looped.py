@@ -25,6 +25,7 @@ from torch import Tensor
 import optdepth as od
 from optdepth.errors import InputError
 from optdepth.files import write_json
+from optdepth.flows import save_figure
 from optdepth.networks.staged import hidden
 from optdepth.tasks import cross_entropy
 from optdepth.training import depth_loss
@@ -273,7 +274,7 @@ def _picture(name: str, result: dict[str, Any], path: Path) -> None:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import torch
 import optdepth as od
 from optdepth.errors import InputError
 from optdepth.files import write_json
+from optdepth.flows import save_figure
 from optdepth.inference.clock import clock
 from optdepth.stopping.frontier import FAMILIES, fixed_depths, frontier, prices_for
 from optdepth.stopping.price import solve_at
@@ -235,7 +236,7 @@ def picture(result: dict[str, Any], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     both[0].set_ylabel("right answers, % of SST-2's test split")
     both[1].legend(frameon=False, loc="lower right")
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

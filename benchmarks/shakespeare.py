@@ -25,6 +25,7 @@ from torch import Tensor
 import optdepth as od
 from optdepth.errors import InputError
 from optdepth.files import write_json
+from optdepth.flows import save_figure
 from optdepth.inference.clock import times
 from optdepth.progress import shown_steps
 from optdepth.stopping.frontier import FAMILIES, Frontier
@@ -271,7 +272,7 @@ def picture(result: dict[str, Any], path: Path) -> None:
     for each in (axes, below):
         each.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
-    figure.savefig(path)
+    save_figure(figure, path)
     plt.close(figure)
 
 

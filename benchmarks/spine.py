@@ -24,6 +24,7 @@ import torch
 from optdepth.cli import record, solve, train
 from optdepth.errors import InputError
 from optdepth.files import write_json
+from optdepth.flows import save_figure
 from optdepth.networks.resnet import Heads
 from optdepth.stopping.frontier import FAMILIES, fixed_depths, frontier, prices_for
 from optdepth.workflow import Run, evaluate_run, versions
@@ -164,7 +165,7 @@ def _picture(name: str, result: dict[str, Any], path: Path) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":
