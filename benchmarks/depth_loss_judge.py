@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from depth_loss_bands import Swept, ahead
+from optdepth.recall import Windows, best_recall
 from optdepth.stopping.certify import certified
 from optdepth.stopping.evaluate import Evaluation, evaluate
 from optdepth.stopping.finite import finite_depth
@@ -23,6 +24,7 @@ from optdepth.stopping.placed import Placed
 from optdepth.stopping.placement import keep
 from optdepth.stopping.price import Family
 from optdepth.stopping.rule import FixedDepth, Origin
+from optdepth.stopping.snell import snell
 from optdepth.trace import Trace
 from optdepth.training.loop import RECORD
 from optdepth.workflow import Run, versions
@@ -47,12 +49,10 @@ class Recording:
     logits: Float[Tensor, "N K C"]
     labels: Int[np.ndarray, " N"]
 
-    def looks(self, exits: Sequence[int]) -> Trace:
+    def looks(self, exits: Sequence[int], recall: Windows = ()) -> Trace:
         """As a network with only these exits records it: patience counts agreements between the exits looked at."""
-        costs = keep(self.trace, exits).costs
-        return Trace.from_logits(
-            self.logits[:, list(exits)], self.labels, costs, source=self.trace.source, rows=self.trace.rows
-        )
+        costs, where = keep(self.trace, exits).costs, {"source": self.trace.source, "rows": self.trace.rows}
+        return Trace.from_logits(self.logits[:, list(exits)], self.labels, costs, recall=recall, **where)
 
 
 def judge(recorded: dict[str, Recording]) -> dict[str, Any]:
@@ -94,8 +94,10 @@ def at_price(
 ) -> tuple[dict[str, Any], dict[str, Evaluation]]:
     """What each method does with the exits that the solved rule looks at; and its rule on the test samples."""
     rule, test = family(price), recorded["test"].trace
+    pooled: dict[str, Any] = {}
     if isinstance(rule, Placed):
         rule, exits = rule.inner, list(rule.kept)
+        pooled = {"recalled": recalled(recorded, exits, price, rule.features)}
         kept = {split: each.looks(exits) for split, each in recorded.items()}
         test = keep(test, exits)
         rules = {SOLVED: rule, **{method: FAMILIES[method](kept["fit"])(price) for method in BASELINES}}
@@ -114,7 +116,20 @@ def at_price(
         "deepest used": bounds.deepest,
         "deepest by the bounds": bounds.bound,
     }
-    return {"price": price, "exits": exits, "methods": rows}, {method: each["test"] for method, each in judged.items()}
+    return {"price": price, "exits": exits, "methods": rows, **pooled}, {
+        method: each["test"] for method, each in judged.items()
+    }
+
+
+def recalled(
+    recorded: dict[str, Recording], exits: Sequence[int], price: float, features: Sequence[str]
+) -> dict[str, Any]:
+    """The rule solved on the same exits where each may also answer by those before it, as is best on the fit split."""
+    fit = recorded["fit"]
+    windows = best_recall(fit.logits[:, list(exits)], torch.as_tensor(fit.labels))
+    rule = snell(fit.looks(exits, windows), price=price, features=features)
+    judged = {split: summary(evaluate(rule, recorded[split].looks(exits, windows)), price) for split in JUDGES}
+    return {"windows": windows, **judged}
 
 
 def summary(found: Evaluation, price: float) -> dict[str, float]:

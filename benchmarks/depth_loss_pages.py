@@ -74,7 +74,7 @@ def write_pages(folder: Path) -> None:
     if not found:
         raise InputError(f"no figures in {folder}; train an arm first, or give --out")
     tables = [notice, accuracies, costs_needed, against_deep, best_on_certify, statics, values, thresholds, bands]
-    tables += [depths, trained]
+    tables += [recalls, depths, trained]
     (folder / "tables.md").write_text("\n".join(line for table in tables for line in table(found)))
     shallow = {arm: runs for arm, runs in found.items() if arm not in DEEPER}
     picture(shallow, folder / "frontier.svg", frontier_of, "mean cost of the solved rule, full passes")
@@ -166,6 +166,33 @@ def behind(methods: Figures) -> str:
     """The lead of the solved rule over the best of its rivals."""
     best = min((figures["test"] for name, figures in methods.items() if name != SOLVED), key=lambda one: one["value"])
     return f"{100 * best['behind']:.2f} ± {100 * best['behind_error']:.2f}"
+
+
+def recalls(found: Found) -> list[str]:
+    """What it is worth that an exit may answer by those before it."""
+    there = {
+        arm: [run for run in runs if any("recalled" in one for one in run["sweep"])]
+        for arm, runs in solved(found).items()
+    }
+    if not any(there.values()):
+        return []
+    lines = []
+    for split in ("certify", "test"):
+        lines += [f"## Value with recall less that of the solved rule without ({split} split), x 100", ""]
+        lines += [table_row(["arm", *(f"price {price:g}" for price in SHOWN)]), rule(len(SHOWN))]
+        for arm, runs in there.items():
+            if runs:
+                each = [[gained(at(run, price), split) for run in runs] for price in SHOWN]
+                lines.append(table_row([arm, *(spread(cell, 2) for cell in each)]))
+        lines.append("")
+    return lines
+
+
+def gained(there: Figures, split: str) -> float:
+    """Points of value; 0 where the rule looks at nothing on the way, so that there is nothing to recall."""
+    if "recalled" not in there:
+        return 0.0
+    return 100 * (there["recalled"][split]["value"] - there["methods"][SOLVED][split]["value"])
 
 
 def depths(found: Found) -> list[str]:

@@ -47,6 +47,10 @@ def test_the_study_judges_arms_and_resumes(study, tmp_path: Path) -> None:
         test = found["methods"][SOLVED]["test"]
         assert test["value"] == pytest.approx(test["loss"] + found["price"] * test["cost"])
         assert sum(test["shares"]) == pytest.approx(1, abs=1e-3)
+        own = [[k, k] for k in range(len(found["exits"]))]
+        if "recalled" in found and found["recalled"]["windows"] == own:  # then it is the same problem
+            assert found["recalled"]["test"]["value"] == test["value"]
+    assert any("recalled" in found for found in taught["sweep"])
     # A member of a cascade that is not looked at costs nothing: the last one alone is the plain network.
     cascade = json.loads(files["cascade-8-0.json"])
     assert cascade["costs"]["reach"][-1] + cascade["costs"]["probe"][-1] == pytest.approx(1)
@@ -59,6 +63,7 @@ def test_the_study_judges_arms_and_resumes(study, tmp_path: Path) -> None:
     judged_again_without_training(study, given, folder, runs / "digits-short")
     tables = (folder / "tables.md").read_text()
     assert "| plain+taught |" in tables
+    assert "## Value with recall" in tables
     assert {path.name for path in folder.glob("*.svg")} == {"frontier.svg", "exits.svg"}
 
 
