@@ -12,7 +12,7 @@ from optdepth.costs import flops
 from optdepth.errors import InputError
 from optdepth.networks import StagedNetwork, load_network, resnet
 from optdepth.record import record
-from optdepth.stopping.frontier import SOLVED
+from optdepth.stopping.frontier import FAMILIES, SOLVED
 from optdepth.trace import Costs, Trace
 from optdepth.training.depth_loss import Seen
 
@@ -47,10 +47,6 @@ def test_the_study_judges_arms_and_resumes(study, tmp_path: Path) -> None:
         test = found["methods"][SOLVED]["test"]
         assert test["value"] == pytest.approx(test["loss"] + found["price"] * test["cost"])
         assert sum(test["shares"]) == pytest.approx(1, abs=1e-3)
-        own = [[k, k] for k in range(len(found["exits"]))]
-        if "recalled" in found and found["recalled"]["windows"] == own:  # then it is the same problem
-            assert found["recalled"]["test"]["value"] == test["value"]
-    assert any("recalled" in found for found in taught["sweep"])
     # A member of a cascade that is not looked at costs nothing: the last one alone is the plain network.
     cascade = json.loads(files["cascade-8-0.json"])
     assert cascade["costs"]["reach"][-1] + cascade["costs"]["probe"][-1] == pytest.approx(1)
@@ -145,6 +141,30 @@ def test_exits_looked_at_are_recorded_as_by_a_network_with_those_alone(study) ->
     # Their history as well: an exit not looked at neither breaks a streak nor makes it longer.
     assert np.allclose(found.observations, there.columns(found.features), atol=1e-6)
     assert found.costs.paid() == pytest.approx(there.costs.paid())
+
+
+@pytest.mark.parametrize("noise", [(1.0, 0.4, 0.1), (1.0, 1.0, 1.0)])
+def test_recall_is_worth_something_where_exits_err_apart(study, noise: tuple[float, ...]) -> None:
+    """Two classes; each exit hears the label in noise of its own, so that those before add to it unless it is sure."""
+    from depth_loss_judge import at_price, recalled
+
+    random, costs = np.random.default_rng(0), Costs.of([0.2, 0.6, 1.0])
+    recorded = {}
+    for split in ("fit", "certify", "test"):
+        labels = random.integers(0, 2, 3000)
+        heard = (2 * labels - 1)[:, None] + noise * random.normal(size=(3000, 3))
+        logits = torch.tensor(np.stack([-heard, heard], axis=2))
+        recorded[split] = study.Recording(Trace.from_logits(logits, labels, costs, source=split), logits, labels)
+    found, _ = at_price(recorded, FAMILIES[SOLVED](recorded["fit"].trace), 0.02)
+    assert found["exits"][-1] == 2
+    plain = found["methods"][SOLVED]["test"]["value"]
+    if noise[0] == noise[-1]:
+        every = recalled(recorded, [0, 1, 2], 0.02, ("margin",))
+        assert every["windows"] == ((0, 0), (0, 1), (0, 2))
+        assert every["test"]["value"] < plain - 0.03
+    else:
+        assert found["recalled"]["windows"] == tuple((k, k) for k in range(len(found["exits"])))
+        assert found["recalled"]["test"]["value"] == plain
 
 
 def test_every_arm_starts_from_arms_that_are_there(study) -> None:
