@@ -8,7 +8,8 @@ Trains every arm that has no figures yet, records, solves on the fit split, judg
 command goes on where it stopped. Weights and traces stay under `runs/`. Nothing is chosen on the test split: the
 figures of the certify split, beside those of test, are there to choose by. `--short` is the same on the digits, in
 seconds; `--screen` the same on the real data with a network half as wide and a few epochs, to compare many arms, apart
-under DATA-screen.
+under DATA-screen. `--layers 56 --epochs 30` is the study of a deeper network that is trained for longer, apart under
+DATA-56-30.
 `--judge` trains nothing and judges again what has weights. `--pages` only draws what is there.
 """
 
@@ -86,6 +87,8 @@ def main(arguments: list[str] | None = None) -> None:
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--short", action="store_true", help="a small network, a few epochs, the digits by default")
     sizes.add_argument("--screen", action="store_true", help="half the width, a few epochs, to compare arms")
+    parser.add_argument("--layers", type=int, help="of the network; the study's own by default")
+    parser.add_argument("--epochs", type=int, help="from scratch, and of heads trained for as long")
     parser.add_argument("--arms", default=",".join(ARMS), help="by name, separated by commas; all by default")
     parser.add_argument("--seeds", help="separated by commas; 0 by default, and all that are there with --judge")
     parser.add_argument("--precision", default="auto", choices=("fp32", "bf16", "auto"))
@@ -96,14 +99,18 @@ def main(arguments: list[str] | None = None) -> None:
     again.add_argument("--pages", action="store_true", help="train nothing; write tables and pictures")
     given = parser.parse_args(arguments)
     name = "short" if given.short else "screen" if given.screen else "full"
-    folder = Path(given.data).name + ("" if name == "full" else f"-{name}")
     depth, width, epochs = SIZES[name]
+    layers = depth if given.layers is None else given.layers
+    longest = epochs[0] if given.epochs is None else given.epochs
+    folder = Path(given.data).name + ("" if name == "full" else f"-{name}")
+    if (layers, longest) != (depth, epochs[0]):
+        folder += f"-{layers}-{longest}"
     study = Study(
         name=name,
         data=given.data,
-        depth=depth,
+        depth=layers,
         width=width,
-        epochs=epochs,
+        epochs=(longest, *epochs[1:]),
         precision="fp32" if given.short else given.precision,
         runs=given.runs / folder,
         out=given.out / folder,

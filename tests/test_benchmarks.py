@@ -106,6 +106,19 @@ def test_a_screening_is_kept_apart(study, tmp_path: Path, monkeypatch: pytest.Mo
     assert of.figures(arm, seed) == tmp_path / "where-screen" / "light-3.json"
 
 
+def test_a_deeper_and_longer_study_is_kept_apart(study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+    monkeypatch.setattr(study, "finish", lambda of, arm, seed: begun.append(of))
+    monkeypatch.setattr(study, "write_pages", lambda folder: None)
+    given = ["--data", "some/where", "--arms", "light", "--out", str(tmp_path)]
+    study.main([*given, "--layers", "56", "--epochs", "30"])
+    study.main([*given, "--layers", "20", "--epochs", "15"])  # what it is without being told
+    assert [(of.depth, of.epochs, of.out.name) for of in begun] == [
+        (56, (30, 2, 1), "where-56-30"),
+        (20, (15, 2, 1), "where"),
+    ]
+
+
 def test_an_unknown_arm(study, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no arm 'best'"):
         study.main(["--short", "--out", str(tmp_path), "--arms", "best"])
