@@ -16,6 +16,7 @@ from torch import Tensor
 
 from depth_loss_bands import Swept, ahead
 from optdepth.recall import Windows, best_recall
+from optdepth.stopping.bounds import gap
 from optdepth.stopping.certify import certified
 from optdepth.stopping.evaluate import Evaluation, evaluate
 from optdepth.stopping.finite import finite_depth
@@ -94,6 +95,7 @@ def at_price(
 ) -> tuple[dict[str, Any], dict[str, Evaluation]]:
     """What each method does with the exits that the solved rule looks at; and its rule on the test samples."""
     rule, test = family(price), recorded["test"].trace
+    left = gap(rule, recorded["fit"].trace, test, price=price)
     pooled: dict[str, Any] = {}
     if isinstance(rule, Placed):
         rule, exits = rule.inner, list(rule.kept)
@@ -116,9 +118,9 @@ def at_price(
         "deepest used": bounds.deepest,
         "deepest by the bounds": bounds.bound,
     }
-    return {"price": price, "exits": exits, "methods": rows, **pooled}, {
-        method: each["test"] for method, each in judged.items()
-    }
+    bound = {"value": left.value, "bound": left.bound}
+    figures = {"price": price, "exits": exits, "methods": rows, "gap": bound, **pooled}
+    return figures, {method: each["test"] for method, each in judged.items()}
 
 
 def recalled(

@@ -74,7 +74,7 @@ def write_pages(folder: Path) -> None:
     if not found:
         raise InputError(f"no figures in {folder}; train an arm first, or give --out")
     tables = [notice, accuracies, costs_needed, against_deep, best_on_certify, statics, values, thresholds, bands]
-    tables += [recalls, depths, trained]
+    tables += [recalls, gaps, depths, trained]
     (folder / "tables.md").write_text("\n".join(line for table in tables for line in table(found)))
     shallow = {arm: runs for arm, runs in found.items() if arm not in DEEPER}
     picture(shallow, folder / "frontier.svg", frontier_of, "mean cost of the solved rule, full passes")
@@ -186,6 +186,28 @@ def recalls(found: Found) -> list[str]:
                 lines.append(table_row([arm, *(spread(cell, 2) for cell in each)]))
         lines.append("")
     return lines
+
+
+def gaps(found: Found) -> list[str]:
+    """What the rules leave to the best possible."""
+    there = {arm: [run for run in runs if "gap" in run["sweep"][0]] for arm, runs in solved(found).items()}
+    if not any(there.values()):
+        return []
+    lines = ["## Value of the solved rule less the dual bound (test split), x 100", ""]
+    lines += [
+        "No rule that looks at the same exits, and decides on all that is recorded there, gains more (estimated)."
+    ]
+    lines += ["", table_row(["arm", *(f"price {price:g}" for price in SHOWN)]), rule(len(SHOWN))]
+    for arm, runs in there.items():
+        if runs:
+            each = [[left(at(run, price)) for run in runs] for price in SHOWN]
+            lines.append(table_row([arm, *(spread(cell, 2) for cell in each)]))
+    return [*lines, ""]
+
+
+def left(there: Figures) -> float:
+    """Points of value."""
+    return 100 * (there["gap"]["value"] - there["gap"]["bound"])
 
 
 def gained(there: Figures, split: str) -> float:

@@ -47,6 +47,10 @@ def test_the_study_judges_arms_and_resumes(study, tmp_path: Path) -> None:
         test = found["methods"][SOLVED]["test"]
         assert test["value"] == pytest.approx(test["loss"] + found["price"] * test["cost"])
         assert sum(test["shares"]) == pytest.approx(1, abs=1e-3)
+        # The bound holds of the same rule: with the control variate its value differs by noise alone.
+        assert (
+            found["gap"]["bound"] <= found["gap"]["value"] == pytest.approx(test["value"], abs=3 * test["value_error"])
+        )
     # A member of a cascade that is not looked at costs nothing: the last one alone is the plain network.
     cascade = json.loads(files["cascade-8-0.json"])
     assert cascade["costs"]["reach"][-1] + cascade["costs"]["probe"][-1] == pytest.approx(1)
@@ -60,6 +64,7 @@ def test_the_study_judges_arms_and_resumes(study, tmp_path: Path) -> None:
     tables = (folder / "tables.md").read_text()
     assert "| plain+taught |" in tables
     assert "## Value with recall" in tables
+    assert "less the dual bound" in tables
     assert {path.name for path in folder.glob("*.svg")} == {"frontier.svg", "exits.svg"}
 
 
