@@ -133,19 +133,26 @@ def costs_needed(found: Found) -> list[str]:
     return [*lines, "", "The last column is the mean over costs from 0.2 to 1, in points.", ""]
 
 
+def by_price(found: Found, number: Callable[[Figures], float]) -> list[str]:
+    """A row an arm of a number that its figures at each price give: the mean over seeds."""
+    lines = [table_row(["arm", *(f"price {price:g}" for price in SHOWN)]), rule(len(SHOWN))]
+    for arm, runs in found.items():
+        lines.append(table_row([arm, *(spread([number(at(run, price)) for run in runs], 2) for price in SHOWN)]))
+    return [*lines, ""]
+
+
+def with_figure(found: Found, name: str) -> Found:
+    """The runs that were judged when there was such a figure."""
+    there = {arm: [run for run in runs if any(name in each for each in run["sweep"])] for arm, runs in found.items()}
+    return {arm: runs for arm, runs in there.items() if runs}
+
+
 def values(found: Found) -> list[str]:
     """Loss + price x cost of the solved rule, on both splits that fitted nothing."""
     lines = []
     for split, use in (("test", "to judge by"), ("certify", "to choose by")):
         lines += [f"## Loss + price x cost of the solved rule on the {split} split ({use}), x 100", ""]
-        lines += [table_row(["arm", *(f"price {price:g}" for price in SHOWN)]), rule(len(SHOWN))]
-        for arm, runs in solved(found).items():
-            each = [
-                [100 * at(run, price)["methods"][SOLVED][split]["value"] for run in runs if at(run, price)]
-                for price in SHOWN
-            ]
-            lines.append(table_row([arm, *(spread(cell, 2) for cell in each)]))
-        lines.append("")
+        lines += by_price(solved(found), lambda there, split=split: 100 * there["methods"][SOLVED][split]["value"])
     return lines
 
 
@@ -169,52 +176,30 @@ def behind(methods: Figures) -> str:
 
 
 def recalls(found: Found) -> list[str]:
-    """What it is worth that an exit may answer by those before it."""
-    there = {
-        arm: [run for run in runs if any("recalled" in one for one in run["sweep"])]
-        for arm, runs in solved(found).items()
-    }
-    if not any(there.values()):
-        return []
-    lines = []
-    for split in ("certify", "test"):
-        lines += [f"## Value with recall less that of the solved rule without ({split} split), x 100", ""]
-        lines += [table_row(["arm", *(f"price {price:g}" for price in SHOWN)]), rule(len(SHOWN))]
-        for arm, runs in there.items():
-            if runs:
-                each = [[gained(at(run, price), split) for run in runs] for price in SHOWN]
-                lines.append(table_row([arm, *(spread(cell, 2) for cell in each)]))
-        lines.append("")
+    """What it is worth that an exit may answer by those before it; 0 where the rule looks at no other on the way."""
+    lines: list[str] = []
+    if there := with_figure(solved(found), "recalled"):
+        for split in ("certify", "test"):
+            lines += [f"## Value with recall less that of the solved rule without ({split} split), x 100", ""]
+            lines += by_price(there, lambda found, split=split: gained(found, split))
     return lines
+
+
+def gained(there: Figures, split: str) -> float:
+    """Points of value."""
+    without = there["methods"][SOLVED]
+    return 100 * (there.get("recalled", without)[split]["value"] - without[split]["value"])
 
 
 def gaps(found: Found) -> list[str]:
     """What the rules leave to the best possible."""
-    there = {arm: [run for run in runs if "gap" in run["sweep"][0]] for arm, runs in solved(found).items()}
-    if not any(there.values()):
-        return []
-    lines = ["## Value of the solved rule less the dual bound (test split), x 100", ""]
-    lines += [
-        "No rule that looks at the same exits, and decides on all that is recorded there, gains more (estimated)."
-    ]
-    lines += ["", table_row(["arm", *(f"price {price:g}" for price in SHOWN)]), rule(len(SHOWN))]
-    for arm, runs in there.items():
-        if runs:
-            each = [[left(at(run, price)) for run in runs] for price in SHOWN]
-            lines.append(table_row([arm, *(spread(cell, 2) for cell in each)]))
-    return [*lines, ""]
-
-
-def left(there: Figures) -> float:
-    """Points of value."""
-    return 100 * (there["gap"]["value"] - there["gap"]["bound"])
-
-
-def gained(there: Figures, split: str) -> float:
-    """Points of value; 0 where the rule looks at nothing on the way, so that there is nothing to recall."""
-    if "recalled" not in there:
-        return 0.0
-    return 100 * (there["recalled"][split]["value"] - there["methods"][SOLVED][split]["value"])
+    lines: list[str] = []
+    if there := with_figure(solved(found), "gap"):
+        lines += ["## Value of the solved rule less the dual bound (test split), x 100", ""]
+        lines += ["No rule that looks at the same exits, and decides on all that is recorded there, gains more"]
+        lines += ["(estimated).", ""]
+        lines += by_price(there, lambda found: 100 * (found["gap"]["value"] - found["gap"]["bound"]))
+    return lines
 
 
 def depths(found: Found) -> list[str]:
