@@ -160,7 +160,7 @@ def linear_limit() -> list[dict[str, float]]:
             nn.Identity(), _Decay(), nn.Identity(), horizon=horizon, intervals=blocks, method="euler"
         )
         fit, test = (_linear_trace(network, step, samples, seed) for samples, seed in ((20_000, 1), (5_000, 2)))
-        depth = tuned(fit, "size", below=True, price=price).exits(test)
+        depth = tuned(fit, "size", below=True, price=price).stopped_at(test)
         exact = np.log(np.maximum(test.observations[:, 0, 0] / math.sqrt(price), 1.0))
         rows.append({"step": step, "error": float(np.abs(step * depth - exact).mean())})
     return rows
@@ -187,7 +187,7 @@ def digits_limit(study: FlowStudy) -> dict[str, Any]:
                 "one threshold": tuned(fit, "margin", price=study.price),
             }
             for name, rule in rules.items():
-                times = _times(network, rule, images) if method == "rk4" else rule.exits(test) / blocks
+                times = _times(network, rule, images) if method == "rk4" else rule.stopped_at(test) / blocks
                 row[f"{name}: mean time"] = float(times.mean())
                 row[f"{name}: standard error"] = float(times.std() / math.sqrt(len(times)))
                 row[f"{name}: value"] = evaluate(rule, test).value(study.price)

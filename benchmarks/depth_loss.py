@@ -236,7 +236,7 @@ def costs_of(study: Study, network: StagedNetwork, seed: int) -> Costs:
     size: dict[str, Any] = {"classes": len(data.classes), "channels": data.channels, "width": study.width}
     unit = flops(resnet(study.depth, **size, exits="last", seed=0), example(data)).full
     own = flops(network, example(data))
-    return Costs(own.reach / unit, own.probe / unit, own.answer / unit, f"full passes of {unit:.4g} FLOPs")
+    return Costs(own.reach / unit, own.look / unit, own.answer / unit, f"full passes of {unit:.4g} FLOPs")
 
 
 def traces_of(run: Run, network: StagedNetwork, data: Data, costs: Costs) -> dict[str, Trace]:
@@ -280,8 +280,8 @@ def in_turn(members: list[Costs]) -> Costs:
     """
     *before, last = members
     reach = [0.0] * len(before) + last.reach.tolist()
-    probe = [member.full for member in before] + last.probe.tolist()
-    return Costs.of(reach, probe, unit=last.unit)
+    look = [member.full for member in before] + last.look.tolist()
+    return Costs.of(reach, look, unit=last.unit)
 
 
 def cascaded(members: list[StagedNetwork], data: Data, split: str, costs: Costs) -> Recording:

@@ -62,7 +62,7 @@ def judge(recorded: dict[str, Recording]) -> dict[str, Any]:
     fit = traces["fit"]
     family = FAMILIES[SOLVED](fit)
     sweep, rules = zip(*(at_price(recorded, family, price) for price in PRICES), strict=True)
-    costs = {"reach": fit.costs.reach.tolist(), "probe": fit.costs.probe.tolist(), "paid": fit.costs.paid().tolist()}
+    costs = {"reach": fit.costs.reach.tolist(), "look": fit.costs.look.tolist(), "paid": fit.costs.paid().tolist()}
     return {
         "samples": {split: len(trace) for split, trace in traces.items()},
         "unit": fit.costs.unit,
@@ -104,7 +104,7 @@ def at_price(
         test = keep(test, exits)
         rules = {SOLVED: rule, **{method: FAMILIES[method](kept["fit"])(price) for method in BASELINES}}
     else:  # no look pays, and all methods come to the whole network
-        kept, exits = {split: each.trace for split, each in recorded.items()}, [test.exits - 1]
+        kept, exits = {split: each.trace for split, each in recorded.items()}, [test.n_exits - 1]
         rules = dict.fromkeys(METHODS, rule)
     judged = {method: {split: evaluate(one, kept[split]) for split in JUDGES} for method, one in rules.items()}
     rows: dict[str, Any] = {}
@@ -171,7 +171,7 @@ def residuals(test: Trace) -> dict[str, Any]:
     if "residual" not in test.features:
         return {}
     sizes = test.columns(["residual"])[:, :, 0]
-    rule = FixedDepth(Origin.of(test, 1.0), test.exits - 1)
+    rule = FixedDepth(Origin.of(test, 1.0), test.n_exits - 1)
     other = test.split(0.5, 0.5, seed=0)
     rule.origin = Origin.of(other[0], 1.0)
     law = finite_depth(other[1], rule, price=1.0).residual.decay

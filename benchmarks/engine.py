@@ -122,7 +122,7 @@ def _served(
     network, fit, chunks = subject.network, subject.fit, subject.chunks(size)
     serves: dict[str, Callable[[Any], object]] = {
         "network without exits": network.full,
-        "engine, full depth": Engine(network, FixedDepth(Origin.of(fit), fit.exits - 1), timings=timings),
+        "engine, full depth": Engine(network, FixedDepth(Origin.of(fit), fit.n_exits - 1), timings=timings),
         "engine, solved rule": Engine(network, rule, timings=timings),
         "engine": Engine(network, rival, timings=timings),
         "everything, choose afterwards": everything(network, cuts_of(rival)),
@@ -148,11 +148,11 @@ def _saved(
     return {
         "looks": _looks(rule),
         "ms": [full, spent["engine, solved rule"]],
-        "right": 1 - float(test.losses[np.arange(len(test)), rule.exits(test)].mean()),
+        "right": 1 - float(test.losses[np.arange(len(test)), rule.stopped_at(test)].mean()),
         "at full depth": spent["engine, full depth"] / full - 1,
         "clock": clock,
         "cost": cost,
-        "free looks": 1 - float((costs.reach[exits] + costs.probe[-1]).mean()),
+        "free looks": 1 - float((costs.reach[exits] + costs.look[-1]).mean()),
         "flops": 1 - float(subject.fit.costs.reach[exits].mean()),
         "realised": clock / cost if cost > 0 else float("nan"),
     }
@@ -183,7 +183,7 @@ def threshold(trace: Trace, price: float) -> Placed:
     """One tuned confidence threshold on the exits that are worth their look."""
     narrow = replace(trace, observations=trace.columns(["confidence"]), features=("confidence",))
     found = placed(narrow, price=price, features=("confidence",))
-    exits = found.kept if isinstance(found, Placed) else (trace.exits - 2, trace.exits - 1)
+    exits = found.kept if isinstance(found, Placed) else (trace.n_exits - 2, trace.n_exits - 1)
     return Placed(Origin.of(trace, price), confidence(keep(narrow, exits), price=price), exits)
 
 

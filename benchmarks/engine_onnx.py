@@ -54,7 +54,7 @@ def _exported(subject: Subject) -> tuple[Runtime, Callable[[Any], object], dict[
     """A bundle, the plain graph, and what they take; graphs are kept between runs."""
     folder, fit, examples = subject.folder / "engine-onnx", subject.fit, subject.chunks(64)[0]
     folder.mkdir(exist_ok=True)
-    looks = Costs(fit.costs.reach, np.full(fit.exits, LOOK), fit.costs.answer, fit.costs.unit)
+    looks = Costs(fit.costs.reach, np.full(fit.n_exits, LOOK), fit.costs.answer, fit.costs.unit)
     rule = placed(replace(fit, costs=looks), price=max(subject.prices))
     if not (folder / "bundle").is_dir():
         export(subject.network, rule, examples, folder / "bundle")

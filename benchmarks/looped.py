@@ -89,7 +89,7 @@ def _run(given: argparse.Namespace, arm: str, seed: int) -> dict[str, Any]:
         found = od.stationary(fit, price=price)
         rows.append({"price": price, "status": found.status})
         if found.status == "converged":
-            rows[-1] |= _judged(data, od.endless(network, found.rule), fit, price)
+            rows[-1] |= _judged(data, od.looped_engine(network, found.rule), fit, price)
     return {
         "arm": arm,
         "seed": seed,
@@ -102,7 +102,7 @@ def _run(given: argparse.Namespace, arm: str, seed: int) -> dict[str, Any]:
 def _in_steps(costs: od.Costs) -> od.Costs:
     """Costs with one step, its look included, as the unit; the stem counts as a share of a step."""
     step = costs.paid()[1] - costs.paid()[0]
-    return od.Costs(costs.reach / step, costs.probe / step, costs.answer / step, f"steps of {step:.4g} FLOPs")
+    return od.Costs(costs.reach / step, costs.look / step, costs.answer / step, f"steps of {step:.4g} FLOPs")
 
 
 def _recorded(network: od.StagedNetwork, data: Any, split: str, costs: od.Costs, **more: Any) -> od.Trace:
@@ -121,7 +121,7 @@ def _accuracy(network: od.StagedNetwork, data: Any) -> list[float]:
 
 def _judged(data: Any, engine: od.Engine, fit: od.Trace, price: float) -> dict[str, Any]:
     """The engine on the test split, beside the number of steps for all that is best on the fit split."""
-    alone = fit.costs.reach + fit.costs.probe  # a fixed number of steps looks once
+    alone = fit.costs.reach + fit.costs.look  # a fixed number of steps looks once
     steps = int((fit.losses.mean(0) + price * alone).argmin())
     fixed = od.unrolled(engine.network, steps + 1).eval()
     wrong, plain, exits, paid = [], [], [], []
@@ -162,7 +162,7 @@ def _report(network: od.StagedNetwork, data: Any, fit: od.Trace, costs: od.Costs
         if solved.status != "converged":
             found[name] = str(solved)
             continue
-        engine = od.endless(network, solved.rule)
+        engine = od.looped_engine(network, solved.rule)
         inputs, labels = _some(data)
         test = od.record(engine.network, _chunks(inputs, labels), engine.rule.origin.costs, source="test", **more)
         norm = float(torch.linalg.matrix_norm(network.heads[-1].linear.weight, 2))

@@ -146,7 +146,7 @@ def judged(
     texts = torch.cat([prompts[:JUDGING], targets[:, -1:]], dim=1)
     families = {name: FAMILIES[name](fit) for name in METHODS}
     deepest = f"exit {len(network.exits)}"
-    rules: dict[str, od.Rule] = {f"exit {k + 1}": FixedDepth(Origin.of(fit, price), k) for k in range(fit.exits)}
+    rules: dict[str, od.Rule] = {f"exit {k + 1}": FixedDepth(Origin.of(fit, price), k) for k in range(fit.n_exits)}
     rules |= {name: family(price) for name, family in families.items()}
     decoders = {name: od.Decoder(model, network, rule) for name, rule in rules.items()}
     followed = {name: decoder.follow(texts) for name, decoder in decoders.items()}
@@ -175,7 +175,7 @@ def judged(
     asked = "".join(characters[token] for token in prompts[0, :32].tolist())
     return {
         "unit": costs.unit,
-        "costs": {name: getattr(costs, name).round(4).tolist() for name in ("reach", "probe", "answer")},
+        "costs": {name: getattr(costs, name).round(4).tolist() for name in ("reach", "look", "answer")},
         "rows": rows,
         "sweep": sweep,
         "clock": clocked,

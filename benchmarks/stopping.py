@@ -113,10 +113,10 @@ def _regressors() -> list[dict[str, Any]]:
         trace, price = shuffled(trace, 0), 0.1 if name.startswith("synthetic") else 0.0
         values = trace.losses + price * trace.costs.paid()
         follows, found = values[:, -1], []
-        for k in reversed(range(trace.exits - 1)):
+        for k in reversed(range(trace.n_exits - 1)):
             target, seen = values[:, k] - follows, trace.observations[:, k]
             fits = [fit.fit(target) for fit in Regression(seen, bases(seen, 0)).fits]
-            if k % max(1, trace.exits // 8) == 0:
+            if k % max(1, trace.n_exits // 8) == 0:
                 trees = HistGradientBoostingRegressor(max_iter=100, learning_rate=0.05, max_leaf_nodes=8)
                 error = float(np.square(cross_val_predict(trees, seen, target, cv=5) - target).mean())
                 found.append(np.array([*(fit.error for fit in fits), error]) / target.var())

@@ -39,7 +39,7 @@ def test_the_study_judges_arms_and_resumes(study, tmp_path: Path) -> None:
     plain, taught = (json.loads(files[f"{arm}-0.json"]) for arm in ("plain", "plain+taught"))
     # A frozen trunk leaves the last exit as it was, to the bit; early exits and costs are there to judge.
     assert taught["accuracy"]["test"][-1] == plain["accuracy"]["test"][-1]
-    assert taught["costs"]["reach"][-1] + taught["costs"]["probe"][-1] == pytest.approx(1)
+    assert taught["costs"]["reach"][-1] + taught["costs"]["look"][-1] == pytest.approx(1)
     kept = load_network(runs / "digits-short" / "plain+taught-0" / "network")
     assert kept.heads[0].look is not None
     assert len(taught["sweep"]) == 15
@@ -53,7 +53,7 @@ def test_the_study_judges_arms_and_resumes(study, tmp_path: Path) -> None:
         )
     # A member of a cascade that is not looked at costs nothing: the last one alone is the plain network.
     cascade = json.loads(files["cascade-8-0.json"])
-    assert cascade["costs"]["reach"][-1] + cascade["costs"]["probe"][-1] == pytest.approx(1)
+    assert cascade["costs"]["reach"][-1] + cascade["costs"]["look"][-1] == pytest.approx(1)
     (folder / "plain+taught-0.json").unlink()
     study.main([*given, "--arms", "plain+taught"])
     again = json.loads((folder / "plain+taught-0.json").read_text())

@@ -81,7 +81,7 @@ NAMES = [*SOLVERS, "fixed 0", "fixed 1", "fixed 2"]
 def test_engine_equals_the_rule_on_the_trace(setting: Setting, name: str, size: int, order: int) -> None:
     """Exits exactly, costs exactly, logits to rounding; for any batch size and any order of the samples."""
     rule = setting.rules[name]
-    exits = rule.exits(setting.test)
+    exits = rule.stopped_at(setting.test)
     shuffled = np.random.default_rng(order).permutation(200)[: 200 if size > 7 else 30]
     engine = Engine(setting.network, rule)
     for part in np.array_split(shuffled, max(1, len(shuffled) // size)):
@@ -96,7 +96,7 @@ def test_engine_equals_the_rule_on_the_trace(setting: Setting, name: str, size: 
 def test_rules_really_differ_on_this_setting(setting: Setting) -> None:
     """Guards the test above: a rule that never or always stops early would prove nothing."""
     for name in ("snell", "confidence", "entropy"):
-        shares = np.bincount(setting.rules[name].exits(setting.test), minlength=3)
+        shares = np.bincount(setting.rules[name].stopped_at(setting.test), minlength=3)
         assert np.count_nonzero(shares) >= 2, (name, shares)
 
 
@@ -142,7 +142,7 @@ class Glancing:
 def test_two_exits_behind_one_block(size: int) -> None:
     """The block is run and paid once, whoever asks its second head pays that too."""
     given = Glancing()
-    exits = given.rule.exits(given.trace)
+    exits = given.rule.stopped_at(given.trace)
     assert np.bincount(exits, minlength=3).min() > 0
     stages = [Counting(stage) for stage in given.network.stages]
     network = StagedNetwork(given.network.stem, stages, given.network.heads, given.network.exits).eval()
@@ -160,7 +160,7 @@ def test_two_exits_behind_one_block_on_the_clock() -> None:
     timings = Timings.measure(given.network, given.inputs, sizes=(1, 16), repeats=1)
     assert timings.costs(16).reach[1] < timings.costs(16).reach[2]
     answer = Engine(given.network, given.rule, timings=timings)(given.inputs)
-    assert np.array_equal(answer.exit, given.rule.exits(given.trace))
+    assert np.array_equal(answer.exit, given.rule.stopped_at(given.trace))
 
 
 def test_layers_behind_the_last_exit_taken_are_not_run(setting: Setting) -> None:
@@ -176,7 +176,7 @@ def test_layers_behind_the_last_exit_taken_are_not_run(setting: Setting) -> None
 def test_only_survivors_go_on(setting: Setting) -> None:
     network, stages, _ = counted(setting.network)
     rule = anywhere(confidence(setting.fit, price=0.3))
-    exits = rule.exits(setting.test)
+    exits = rule.stopped_at(setting.test)
     Engine(network, rule)(setting.inputs[200:])
     survivors = [int((exits >= k).sum()) for k in range(3)]
     assert [sum(stage.sizes) for stage in stages] == survivors
@@ -218,14 +218,14 @@ def test_flops_of_a_convolution_and_a_head_are_the_textbook_count(setting: Setti
     stem = 2 * 8 * 8 * 8 * (1 * 9)  # two operations a product; 8x8 places, 8 channels out, 9 weights each
     block = 2 * (2 * 8 * 8 * 8 * (8 * 9))
     assert costs.reach[0] == stem + block
-    np.testing.assert_allclose(costs.probe, [2 * 8 * 4, 2 * 16 * 4, 2 * 32 * 4])
+    np.testing.assert_allclose(costs.look, [2 * 8 * 4, 2 * 16 * 4, 2 * 32 * 4])
     assert costs.unit == "FLOPs"
 
 
 def test_latency_parts_add_up_to_about_the_whole(setting: Setting) -> None:
     costs = latency(setting.network, setting.inputs[:32], repeats=20)
     assert (np.diff(costs.reach) > 0).all()
-    assert (costs.probe > 0).all()
+    assert (costs.look > 0).all()
     assert "batch 32" in costs.unit
     with pytest.raises(InputError, match="repeats is 0"):
         latency(setting.network, setting.inputs[:32], repeats=0)
@@ -324,10 +324,10 @@ def test_a_batch_is_cut_where_large_ones_are_slow_and_no_answer_changes(setting:
 def test_costs_at_a_batch_size_are_the_measured_times_a_sample(setting: Setting) -> None:
     stages, looks = np.array([[2.0, 8.0], [1.0, 4.0]]), np.array([[0.5, 1.0], [0.1, 0.2]])
     timings = Timings("", np.array([1.0, 5.0]), stages, looks, np.zeros((2, 2)), threads=1)
-    for batch, reach, probe in ((1, [2, 3], [0.5, 0.1]), (5, [1.6, 2.4], [0.2, 0.04]), (3, [5 / 3, 2.5], [0.25, 0.05])):
+    for batch, reach, look in ((1, [2, 3], [0.5, 0.1]), (5, [1.6, 2.4], [0.2, 0.04]), (3, [5 / 3, 2.5], [0.25, 0.05])):
         costs = timings.costs(batch)
         np.testing.assert_allclose(costs.reach, reach)
-        np.testing.assert_allclose(costs.probe, probe)
+        np.testing.assert_allclose(costs.look, look)
         assert costs.unit == f"ms a sample at batch {batch}, 1 threads"
 
 

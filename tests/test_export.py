@@ -43,7 +43,7 @@ def bundle(setting: Setting, tmp_path_factory) -> Path:
 
 def rule_of(setting: Setting):
     rule = snell(setting.fit, price=0.2, features=("margin", "entropy", "streak"))
-    assert len(np.unique(rule.exits(setting.test))) == 3, "a rule that uses every exit"
+    assert len(np.unique(rule.stopped_at(setting.test))) == 3, "a rule that uses every exit"
     return rule
 
 

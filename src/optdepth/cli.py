@@ -185,7 +185,7 @@ def record(
     here.note(_command())
     sizes = {name: len(trace) for name, trace in traces.items()}
     said = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
-    result = {"samples": sizes, "exits": traces["fit"].exits, "unit": traces["fit"].costs.unit}
+    result = {"samples": sizes, "exits": traces["fit"].n_exits, "unit": traces["fit"].costs.unit}
     _show(as_json, result, f"recorded {said} samples; next: optdepth solve {run} --price 0.05")
 
 

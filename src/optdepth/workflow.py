@@ -230,7 +230,7 @@ def _summary(found: Evaluation) -> dict[str, float]:
 def _differences(engine: Engine, inputs: Tensor, found: Evaluation) -> int:
     """How many samples the engine stops elsewhere than the trace says; float rounding alone may cause any."""
     exits = np.concatenate([engine(chunk).exit.cpu().numpy() for chunk in inputs.split(256)])
-    return int((exits != found.exits).sum())
+    return int((exits != found.stopped_at).sum())
 
 
 def _training(run: Run) -> dict[str, Any]:
@@ -270,7 +270,7 @@ def report_run(run: Run, *, price: float | None, command: str) -> Path:
     write_report(
         path,
         title=f"How deep is deep enough? {data.name} with {len(network.exits)} exits",
-        exits=[exit.name for exit in network.exits],
+        names=[exit.name for exit in network.exits],
         fit=fit,
         test=run.trace("test"),
         rules={name: solve_at(fit, family(fit), price=price, budget=None) for name, family in FAMILIES.items()},

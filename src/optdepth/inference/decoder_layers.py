@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_map
 
 from ..errors import InputError
 from ..networks import StagedNetwork
+from ..networks.graph import replaced_forward
 from ..networks.signature import Stem
 from ..networks.staged import Inputs
-from ..networks.tracing import replaced_forward
 
 
 class _Caught(Exception):

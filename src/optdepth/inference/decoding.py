@@ -218,7 +218,7 @@ class Decoder:
         exits = exit.view(n, length)[:, inner].flatten()
         costs = self.paid[exits].cpu().numpy()
         losses = wrong.flatten().double().cpu().numpy()
-        return Evaluation.of(losses, costs, exits.cpu().numpy(), depth=len(self.network.exits))
+        return Evaluation.of(losses, costs, exits.cpu().numpy(), n_exits=len(self.network.exits))
 
 
 @torch.inference_mode()

@@ -22,7 +22,7 @@ State = Any
 Inputs = Any
 """What a network takes: one tensor, or a tuple or dict of tensors, the batch first in each."""
 
-FAMILIES: dict[str, Callable[..., "StagedNetwork"]] = {}
+BUILDERS: dict[str, Callable[..., "StagedNetwork"]] = {}
 """Builders by family name. A family registers itself here, so that this file need not import it."""
 
 FORMAT, VERSION = "optdepth.network", 1
@@ -183,9 +183,9 @@ def load_network(folder: str | Path, *, model: nn.Module | None = None, example:
     weights, _ = read_tensors(folder / WEIGHTS, format=FORMAT, version=VERSION, make_it=again)
     config = header.get("config")
     arguments = dict(config) if isinstance(config, dict) else {}
-    builder = FAMILIES.get(str(arguments.pop("family", "")))
+    builder = BUILDERS.get(str(arguments.pop("family", "")))
     if builder is None:
-        raise InputError(f"{folder / HEADER} names none of the families {', '.join(sorted(FAMILIES))}; {again}")
+        raise InputError(f"{folder / HEADER} names none of the families {', '.join(sorted(BUILDERS))}; {again}")
     if model is not None or example is not None:
         arguments |= {"model": model, "example": example}
     try:

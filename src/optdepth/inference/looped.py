@@ -8,7 +8,7 @@ from ..stopping.stationary import Stationary, with_steps
 from .engine import Engine
 
 
-def endless(network: StagedNetwork, rule: Stationary) -> Engine:
+def looped_engine(network: StagedNetwork, rule: Stationary) -> Engine:
     """The engine of a looped network without a greatest depth.
 
     The block is unrolled to `rule.limit` steps, where bound (A) of theory section 5 says that no sample can gain what

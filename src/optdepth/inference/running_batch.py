@@ -1,4 +1,4 @@
-"""Flight: the samples of one call, which have an answer, and in which rows of the batch the others run."""
+"""RunningBatch: the samples of one call, which have an answer, and in which rows of the batch the others run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-class Flight:
+class RunningBatch:
     """Book-keeping of one batch, in a few tensor operations for each exit at which samples stop.
 
     A row of the running batch is open while its sample has no answer. Rows that are not open ride along until the

@@ -33,7 +33,7 @@ _ALONE = threading.Lock()  # the stand-ins are set on the model itself, so one t
 
 
 @dataclass(frozen=True)
-class Traced:
+class ModelGraph:
     """A model as a graph.
 
     Attributes:
@@ -97,7 +97,9 @@ class _Whole(nn.Module):
         return self.run(*tensors)
 
 
-def trace(model: nn.Module, run: Callable[..., Tensor], tensors: Sequence[Tensor], whole: Sequence[str]) -> Traced:
+def graph_of(
+    model: nn.Module, run: Callable[..., Tensor], tensors: Sequence[Tensor], whole: Sequence[str]
+) -> ModelGraph:
     """The graph of `run`, which calls `model`, on tensors whose first dimension is the batch.
 
     Args:
@@ -195,7 +197,7 @@ def tensors_of(result: Any) -> list[Tensor]:
 
 
 class _Graph:
-    """Turns an exported program into the graph of `Traced`."""
+    """Turns an exported program into the graph of `ModelGraph`."""
 
     def __init__(self, model: nn.Module, program: ExportedProgram, calls: list[_Call]) -> None:
         self.model, self.program, self.recorded = model, program, calls
@@ -206,7 +208,7 @@ class _Graph:
         self.calls: list[tuple[str, fx.Node, list[fx.Node]]] = []
         self.owned: dict[str, Any] = {}
 
-    def traced(self) -> Traced:
+    def traced(self) -> ModelGraph:
         kinds = {spec.arg.name: spec for spec in self.program.graph_signature.input_specs}
         output: Any = None
         for node in self.program.graph.nodes:
@@ -220,7 +222,7 @@ class _Graph:
                 self.new[node] = self.returned[node.args[0]][node.args[1]]
             else:
                 self._operator(node)
-        return Traced(self.graph, self.inputs, self.new[output], self.calls, self.owned)
+        return ModelGraph(self.graph, self.inputs, self.new[output], self.calls, self.owned)
 
     def _placeholder(self, node: fx.Node, spec: Any) -> fx.Node:
         if spec.kind == InputKind.USER_INPUT:

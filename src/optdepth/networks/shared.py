@@ -6,7 +6,7 @@ from torch import nn
 
 
 @final
-class Again(nn.Module):
+class SharedModule(nn.Module):
     """Calls a module that another part of the network owns: its weights are listed, moved and saved once."""
 
     def __init__(self, module: nn.Module) -> None:
