@@ -32,12 +32,12 @@ from engine_page import page
 from engine_profile import by_size, where
 from engine_rivals import cuts_of, earlyon, everything, loop
 from engine_soak import soak
+from optdepth.batch import Inputs
 from optdepth.errors import InputError
 from optdepth.files import write_json
 from optdepth.inference.clock import times
 from optdepth.inference.engine import Engine
 from optdepth.inference.timings import Timings
-from optdepth.networks.staged import Inputs
 from optdepth.stopping.baselines import confidence
 from optdepth.stopping.placed import Placed, placed
 from optdepth.stopping.placement import keep

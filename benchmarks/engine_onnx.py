@@ -18,10 +18,10 @@ from torch.utils._pytree import tree_map
 
 from engine_networks import Subject
 from engine_rivals import plain_onnx
+from optdepth.batch import Inputs
 from optdepth.export.onnx import export
 from optdepth.export.runtime import Runtime
 from optdepth.inference.clock import times
-from optdepth.networks.staged import Inputs
 from optdepth.stopping.placed import placed
 from optdepth.trace import Costs
 

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 import optdepth as od
+from optdepth.batch import hidden
 from optdepth.errors import InputError
 from optdepth.files import write_json
 from optdepth.flows import save_figure
-from optdepth.networks.staged import hidden
 from optdepth.tasks import cross_entropy
 from optdepth.training import depth_loss
 from optdepth.workflow import versions

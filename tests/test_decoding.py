@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import optdepth as od
+from optdepth.batch import select
 from optdepth.errors import InputError
 from optdepth.inference import decoding
 from optdepth.inference.decoding import Decoder, token_flops
-from optdepth.networks.staged import select
 from optdepth.stopping.baselines import Threshold
 from optdepth.stopping.rule import FixedDepth, Origin
 from optdepth.tasks import token_cross_entropy

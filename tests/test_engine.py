@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
+from optdepth.batch import select
 from optdepth.costs import flops
 from optdepth.errors import InputError
 from optdepth.inference.clock import clock
@@ -17,7 +18,6 @@ from optdepth.inference.engine import Answer, Engine
 from optdepth.inference.stream import stream
 from optdepth.inference.timings import Timings, latency
 from optdepth.networks import StagedNetwork, resnet
-from optdepth.networks.staged import select
 from optdepth.record import record
 from optdepth.stopping.baselines import Threshold, confidence, entropy, patience
 from optdepth.stopping.lookahead import lookahead

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from optdepth.batch import Inputs
 from optdepth.costs import flops
 from optdepth.errors import InputError
 from optdepth.export.onnx import export
@@ -20,7 +21,6 @@ from optdepth.export.runtime import Runtime
 from optdepth.inference.engine import Engine
 from optdepth.inference.stream import stream
 from optdepth.networks import Exit, StagedNetwork
-from optdepth.networks.staged import Inputs
 from optdepth.stopping.baselines import Threshold
 from optdepth.stopping.rule import FixedDepth, Origin, Rule
 from optdepth.stopping.snell import snell

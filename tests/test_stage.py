@@ -10,8 +10,9 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from optdepth import DepthLoss, Engine, TensorData, confidence, flops, latency, load_data, record, train
+from optdepth.batch import hidden, select
 from optdepth.errors import InputError
-from optdepth.networks import StagedNetwork, hidden, load_network, select, stage
+from optdepth.networks import StagedNetwork, load_network, stage
 from zoo import IMAGES, TOKENS, build, images, tokens
 
 

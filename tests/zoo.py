@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from optdepth.batch import Inputs
 from optdepth.costs import flops
 from optdepth.networks import StagedNetwork, stage
-from optdepth.networks.staged import Inputs
 from optdepth.stopping.baselines import Threshold
 from optdepth.stopping.rule import Origin
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..batch import State, hidden, select
 from ..errors import InputError
 from ..networks import StagedNetwork
-from ..networks.staged import State, hidden, select
 from ..observe import Memory
 from ..stopping.evaluate import Evaluation
 from ..stopping.rule import FixedDepth, Rule

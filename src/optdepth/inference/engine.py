@@ -13,12 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ..costs import now
+from ..batch import Inputs, State, check_finite, hidden, now, select
 from ..errors import InputError
 from ..networks import StagedNetwork
-from ..networks.staged import Inputs, State, hidden, select
 from ..observe import Memory
-from ..record import check_finite
 from ..stopping.rule import Rule
 from .compiled import CompiledLeg, compiled
 from .legs import Leg, legs_of

@@ -14,10 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..costs import now
+from ..batch import Inputs, State, hidden, now, select
 from ..errors import InputError
 from ..networks import StagedNetwork
-from ..networks.staged import Inputs, State, hidden, select
 from ..observe import Memory
 from ..stopping.gain import GainRule
 from ..stopping.regression import Additive

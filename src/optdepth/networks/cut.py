@@ -20,13 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..batch import Inputs, State, hidden, select
 from ..errors import InputError
 from .attach import DRAWN, Head, HeadMaker, choose, flops_of
 from .blocks import blocks_of, holders, learned_after, named_blocks, outside, residual_additions, rest_of_block
 from .graph import ModelGraph, graph_of
 from .parts import Cut, live, part
 from .signature import Signature, Stem, answer_of, evaluation
-from .staged import BUILDERS, Exit, Inputs, StagedNetwork, State, hidden, select
+from .staged import BUILDERS, Exit, StagedNetwork
 
 
 def stage(

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from ..palette import AMBER, BLUE, FAINT, GREEN, GRID, INK, ORANGE, PURPLE, SKY, STYLE
 from ..stopping.finite import ReturnsBound
 from ..stopping.frontier import SOLVED
 from .regions import Decisions, Regions
@@ -22,8 +23,6 @@ from .study import Study
 
 Array = np.ndarray
 
-INK, FAINT, GRID = "#1b1e23", "#5c6470", "#d5d9e0"
-BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER = "#0072b2", "#d55e00", "#009e73", "#b0568a", "#56b4e9", "#a87500"
 THEME = {
     INK: "--ink",
     FAINT: "--faint",
@@ -35,8 +34,7 @@ THEME = {
     SKY: "--sky",
     AMBER: "--amber",
 }
-"""Colours that figures are drawn in, and the page's variables that stand in for them. After Okabe and Ito (2008),
-which people with any colour vision can tell apart; line styles and labels say the same again."""
+"""Colours that figures are drawn in, and the page's variables that stand in for them."""
 
 LINES: dict[str, tuple[str, Any]] = {
     "placed": (BLUE, "-"),
@@ -52,25 +50,9 @@ LINES: dict[str, tuple[str, Any]] = {
 """Colour and line style of each method: a colour for each feature, dashed for one common threshold."""
 SAID = {SOLVED: f"{SOLVED} (solved rule)", "snell": "snell (solved, looks everywhere)"}
 _STYLE = {
+    **STYLE,
     "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.color": INK,
     "text.parse_math": False,  # a user's exit may be called "$x"
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
     "svg.fonttype": "path",
     "svg.hashsalt": "optdepth",
 }
