@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from depth_loss_bands import falling
-from optdepth.stopping.frontier import SOLVED
+from optdepth.stopping.methods import SOLVED
 from provenance import table_row
 
 Figures = dict[str, Any]

@@ -29,7 +29,7 @@ from depth_loss_figures import (
 from depth_loss_rivals import against_deep, bands, best_on_certify, statics
 from optdepth.errors import InputError
 from optdepth.flows import save_figure
-from optdepth.stopping.frontier import SOLVED
+from optdepth.stopping.methods import SOLVED
 from provenance import table_row
 
 SHOWN = (0.01, 0.0215, 0.0464, 0.1, 0.2154, 0.4642, 1.0)
