@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from depth_loss_bands import falling
+from figures import table_row
 from optdepth.stopping.methods import SOLVED
-from provenance import table_row
 
 Figures = dict[str, Any]
 Found = dict[str, list[Figures]]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from depth_loss_bands import Swept, ahead
+from figures import provenance
 from optdepth.recall import Windows, best_recall
 from optdepth.stopping.bounds import gap
 from optdepth.stopping.evaluate import Evaluation, evaluate
@@ -28,8 +27,7 @@ from optdepth.stopping.rule import FixedDepth, Origin, Rule
 from optdepth.stopping.snell import snell
 from optdepth.trace import Trace
 from optdepth.training.loop import RECORD
-from optdepth.workflow import Run, versions
-from provenance import commit, processor
+from optdepth.workflow import Run
 
 PRICES = (0.001, 0.0032, *np.geomspace(0.01, 1.0, 13).round(4).tolist())
 """Loss that one full pass is worth. The two lowest fill the frontier up to the cost of the whole network."""
@@ -171,18 +169,13 @@ def residuals(test: Trace) -> dict[str, Any]:
     return {"mean": sizes.mean(0).round(4).tolist(), "law": "too few depths of one shape" if law is None else str(law)}
 
 
-def provenance(run: Run, before: dict[str, Any]) -> dict[str, Any]:
+def made(run: Run, before: dict[str, Any]) -> dict[str, Any]:
     """What made the figures: what trained the arm, and what judged it where that was another time.
 
     Args:
         before: the figures that are there, whose word on the training is kept; empty where there are none.
     """
-    now = {
-        "command": " ".join(["python", "benchmarks/depth_loss.py", *sys.argv[1:]]),
-        "commit": commit(),
-        "machine": f"{processor()}, {torch.get_num_threads()} threads",
-        "versions": {"python": platform.python_version(), **versions()},
-    }
+    now = provenance("depth_loss.py")
     if before:
         return {key: before[key] for key in (*now, "training")} | {"judged": now}
     path = run.folder / RECORD
