@@ -9,15 +9,15 @@ import pytest
 import torch
 
 import optdepth as od
-import zoo  # transformers loads beside a torchvision that does not
+from zoo import library
 
 NAMES = sorted(od.__all__)
-assert zoo
 
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the examples start from, as the package's own docstring says."""
+    library("transformers")  # it loads beside a torchvision that does not
     data = od.load_data("digits", seed=0)
     network = od.resnet(8, classes=10, channels=1, width=4, seed=0).eval()
     images, labels = next(data.batches("test", 64))
