@@ -117,7 +117,8 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Trains a residual network with exits. Interrupted, the same command goes on from the last full epoch."""
-    from .workflow import Run, train_run
+    from .runs import Run
+    from .workflow import train_run
 
     try:
         history = train_run(
@@ -156,7 +157,8 @@ def record(
     as_json: AsJson = False,
 ) -> None:
     """Records losses, observations and costs at every exit, for the fit, certify and test splits."""
-    from .workflow import Run, record_run
+    from .runs import Run
+    from .workflow import record_run
 
     here = Run(run)
     traces = record_run(here, measure=costs, batch=batch, progress=not as_json)
@@ -185,8 +187,9 @@ def solve(
     as_json: AsJson = False,
 ) -> None:
     """Solves the stopping rules on the fit split, at a price or for a budget."""
+    from .runs import Run
     from .stopping.frontier import FAMILIES
-    from .workflow import Run, solve_run
+    from .workflow import solve_run
 
     here = Run(run)
     methods = list(FAMILIES) if method == "all" else [method]
@@ -214,7 +217,8 @@ def certify(
     Rules are solved on the fit split and tested on the certify split, which fits nothing. Where no rule that stops
     early can be shown to keep the promise, the rule is the full depth, and the sentence says so.
     """
-    from .workflow import CERTIFIED, Run, certify_run
+    from .runs import CERTIFIED, Run
+    from .workflow import certify_run
 
     here = Run(run)
     with _err.status("solving rules at rising prices and testing them"):
@@ -229,6 +233,7 @@ def certify(
         "cost": found.cost,
         "full cost": found.full_cost,
         "samples": found.samples,
+        "duplicates": found.duplicates,
         "rule": CERTIFIED,
     }
     _show(as_json, result, f"{found}; next: optdepth evaluate {run}")
@@ -244,7 +249,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Judges every rule on the test split, from the trace, by running the engine, and on the clock."""
-    from .workflow import Run, evaluate_run
+    from .runs import Run
+    from .workflow import evaluate_run
 
     here = Run(run)
     result = evaluate_run(here, clocked=_sizes(clock), repeats=repeats, progress=not as_json)
@@ -265,7 +271,8 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Writes `report.html`: one page, self-contained, with the pictures that make the result plain to see."""
-    from .workflow import Run, report_run
+    from .runs import Run
+    from .workflow import report_run
 
     here = Run(run)
     path = report_run(here, price=price, command=_command())
@@ -323,7 +330,8 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Writes network and rule as ONNX graphs that are served without torch, and checks them against the engine."""
-    from .workflow import Run, export_run
+    from .runs import Run
+    from .workflow import export_run
 
     here = Run(run)
     bundle = export_run(here, rule=rule, out=out, progress=not as_json)

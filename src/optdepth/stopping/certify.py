@@ -8,7 +8,7 @@ most the level; so any of the rejected may be taken, and the cheapest is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Literal, get_args
@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..trace import Trace
 from .evaluate import Evaluation, applied, evaluate
 from .price import Family
-from .rule import FixedDepth, Origin, Rule, samples_digest
+from .rule import FixedDepth, Origin, Rule
 
 Array = np.ndarray
 Measure = Literal["loss", "excess", "disagreement"]
@@ -53,7 +53,9 @@ class Certificate:
             the bound.
         observed: mean of the measure on the samples.
         cost, full_cost: mean cost of the rule on them, and of the full network, in the trace's unit.
-        samples: how many.
+        samples: how many were tested on, no two of the same content.
+        duplicates: how many more there were, whose content fitted a rule or was among those tested on already: no
+            evidence of their own, and left out.
         digest: names the samples.
         tested: how many rules were tested.
     """
@@ -67,11 +69,14 @@ class Certificate:
     cost: float
     full_cost: float
     samples: int
+    duplicates: int
     digest: str
     tested: int
 
     def __str__(self) -> str:
         meaning, on = _MEANING[self.measure], f"{self.samples:,} samples"
+        if self.duplicates:
+            on += f" ({self.duplicates:,} duplicates left out)"
         if not self.certified:
             return (
                 f"nothing is certified: the full network's {meaning}, {self.observed:.4f} on {on}, does not show with "
@@ -102,6 +107,9 @@ def certify(
     one whose losses say where an exit's answer is not the last exit's; it needs no label:
     `Trace.from_logits(logits, logits[:, -1].argmax(-1), costs)`.
 
+    A sample counts once: one with the content of an earlier sample, or of one that fitted a rule, is left out. Those
+    are duplicates in the data. Samples that themselves fitted a rule are refused; `samples.Samples` tells them apart.
+
     Args:
         rules: from the one that stops least to the most eager, in an order that the trace had no part in.
         trace: samples that fitted nothing, drawn independently from the law that the promise is for; losses in [0, 1].
@@ -114,6 +122,8 @@ def certify(
         InputError: the samples fitted one of the rules; losses outside [0, 1]; losses that are no disagreement.
     """
     _check(trace, risk, confidence, measure)
+    rules = list(rules)
+    given, trace = len(trace), _independent(trace, rules)
     full = FixedDepth(Origin(trace.costs, trace.network, recall=trace.recall), trace.n_exits - 1)
     alone: tuple[Rule, Evaluation] = full, evaluate(full, trace)
     passed = [] if measure == "loss" else [alone]
@@ -141,7 +151,8 @@ def certify(
         cost=found.cost,
         full_cost=trace.costs.full,
         samples=len(trace),
-        digest=samples_digest(trace),
+        duplicates=given - len(trace),
+        digest=trace.samples.digest,
         tested=tested,
     )
 
@@ -227,6 +238,17 @@ def betting_p(values: Float[Array, " n"], mean: float, level: float, low: float)
 
 def _measured(found: Evaluation, trace: Trace, measure: Measure) -> Float[Array, " N"]:
     return found.losses - trace.losses[:, -1] if measure == "excess" else found.losses
+
+
+def _independent(trace: Trace, rules: Sequence[Rule]) -> Trace:
+    """The samples that are evidence about all of the rules, each content once."""
+    origins = {id(rule.origin.fitted_on.identity): rule.origin for rule in rules}.values()  # most have one in common
+    for origin in origins:
+        origin.check_unused(trace)
+    fresh = trace.samples.fresh(*(origin.fitted_on for origin in origins))
+    if not fresh.any():
+        raise InputError(f"all {len(trace):,} samples have the content of samples that fitted the rules: record others")
+    return trace if fresh.all() else trace.select(fresh)
 
 
 def _check(trace: Trace, risk: float, confidence: float, measure: Measure) -> None:
