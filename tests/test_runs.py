@@ -17,7 +17,9 @@ from optdepth.carving import Carving
 from optdepth.errors import InputError
 from optdepth.export import onnx
 from optdepth.runs import CERTIFIED, SPLITS, Run
-from optdepth.stopping.frontier import FAMILIES, SOLVED
+from optdepth.stopping import methods
+from optdepth.stopping.baselines import confidence
+from optdepth.stopping.methods import SOLVED
 from optdepth.stopping.rule import FixedDepth, Origin
 from optdepth.trace import Costs, Trace
 
@@ -56,7 +58,7 @@ def solve(run: Run) -> None:
 
 
 def certify(run: Run) -> None:
-    workflow.certify_run(run, risk=0.9, confidence=0.9, measure="loss")
+    workflow.certify_run(run, risks={"loss": 0.9}, confidence=0.9)
 
 
 def evaluate(run: Run) -> None:
@@ -88,7 +90,7 @@ def quick(patch: pytest.MonkeyPatch, cache: Path) -> None:
     """What solves, draws and exports takes long, and is not what these tests are about."""
     patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(cache))
     for name in (SOLVED, "snell", "lookahead"):
-        patch.setitem(FAMILIES, name, FAMILIES["confidence"])
+        patch.setitem(methods._METHODS, name, replace(methods.METHODS[name], solve=confidence))
     patch.setattr(workflow, "write_report", lambda *args, **kwargs: None)
     patch.setattr(onnx, "export", lambda *args, **kwargs: None)
 
@@ -251,7 +253,7 @@ def test_traces_that_do_not_belong_together_are_refused(run: Run) -> None:
 
 def test_rules_fitted_on_other_samples_are_refused(run: Run) -> None:
     test = run.traces()["test"]
-    FAMILIES["confidence"](test)(PRICE).save(run.folder / "rules" / "confidence")
+    confidence(test, price=PRICE).save(run.folder / "rules" / "confidence")
     said = ("rule 'confidence' was not fitted on the fit split", "optdepth solve", "--price 0.1 --method confidence")
     for name in READS_RULES:
         refused(lambda name=name: STEPS[name](run), *said)
@@ -282,7 +284,7 @@ def test_images_that_the_folder_holds_twice_are_left_out_of_the_certificate_and_
     assert traces["fit"].overlap(traces["certify"]) == 0
     fresh = traces["certify"].samples.fresh(traces["fit"].samples)
     assert 0 < fresh.sum() < len(fresh)
-    found = workflow.certify_run(run, risk=0.9, confidence=0.9, measure="loss")
+    found = workflow.certify_run(run, risks={"loss": 0.9}, confidence=0.9)
     assert (found.samples, found.duplicates) == (fresh.sum(), (~fresh).sum())
     assert f"on {found.samples} samples ({found.duplicates} duplicates left out)" in str(found)
     assert (run.folder / "rules" / CERTIFIED).is_dir()

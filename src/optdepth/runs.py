@@ -24,7 +24,7 @@ from .data import Data, load_data, reload_data
 from .errors import InputError
 from .files import read_json, write_json
 from .networks import StagedNetwork, load_network
-from .stopping.frontier import FAMILIES
+from .stopping.methods import METHODS
 from .stopping.rule import Rule
 from .trace import Costs, Trace
 
@@ -195,7 +195,7 @@ def _same(costs: Costs, others: Costs) -> bool:
 
 
 def _order(name: str) -> int:
-    return list(FAMILIES).index(name) if name in FAMILIES else len(FAMILIES)
+    return list(METHODS).index(name) if name in METHODS else len(METHODS)
 
 
 def _device() -> torch.device:
