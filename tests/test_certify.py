@@ -72,8 +72,8 @@ def test_of_500_certificates_at_90_percent_few_enough_are_wrong_and_none_needles
 
 
 def test_30_samples_told_20_times_are_30_samples_and_keep_the_promise() -> None:
-    _, risk_at, _ = LAWS["wrong"]
     tiled, rules, bound = np.tile(np.arange(30), 20), RULES[::5], 0.15
+    risk_at = RISKS["loss"]
     broken = {"told": 0, "selected": 0, "believed": 0}
     for seed in range(300):
         thirty = draw("wrong", 30, seed)

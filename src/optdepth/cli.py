@@ -390,7 +390,8 @@ def _table(result: dict[str, Any]) -> Table:
 
     clocked = {(row["method"], row["batch"]): row["speedup"] for row in result["clock"]}
     sizes = sorted({size for _, size in clocked})
-    table = Table(title=f"{result['samples']:,} test samples; cost in {result['unit']}")
+    twice = f" ({result['duplicates']:,} with the content of samples that fitted)" if result["duplicates"] else ""
+    table = Table(title=f"{result['samples']:,} test samples{twice}; cost in {result['unit']}")
     table.add_column("rule", no_wrap=True)
     for name in ("right, %", "cost", *(f"batch {size}" for size in sizes)):
         table.add_column(name, justify="right", no_wrap=True)

@@ -226,8 +226,7 @@ class _Source:
     def of(cls, name: str, tables: dict[str, datasets.Dataset], image_size: int | None) -> Self:
         classes = _classes(tables, name)
         size = _square(tables["train"][0]["image"], name) if image_size is None else image_size
-        plain = [table.cast_column("label", datasets.Value("int64")) for table in tables.values()]
-        table = datasets.concatenate_datasets(plain)
+        table = datasets.concatenate_datasets(list(tables.values()))  # a source has one kind of label in all its tables
         return cls(name, table, classes, 1 if name == "digits" else 3, size, image_size is not None)
 
     def splits(

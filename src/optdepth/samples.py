@@ -62,6 +62,10 @@ class Samples:
             return f"by their rows in {self.source}"
         return "by their content; if they only look alike, give both the source= of one data set, and their rows="
 
+    def duplicates(self, used: Samples) -> int:
+        """How many of these have the content of one of those used."""
+        return int(np.isin(self.identity, used.identity).sum())
+
     def fresh(self, *used: Samples) -> Bool[Array, " N"]:
         """Which samples are evidence of their own: no one of those used has their content, nor an earlier one here."""
         first = np.zeros(len(self), dtype=bool)

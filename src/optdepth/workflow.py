@@ -145,7 +145,14 @@ def evaluate_run(run: Run, *, clocked: list[int], repeats: int, progress: bool) 
         if name in rules:
             row["engine exits unlike the trace's"] = _differences(Engine(network, rule), inputs, found)
         rows.append(row)
-    result: dict[str, Any] = {"samples": len(test), "unit": test.costs.unit, "exits": names, "rows": rows}
+    twice = test.samples.duplicates(traces["fit"].samples)
+    result: dict[str, Any] = {
+        "samples": len(test),
+        "duplicates": twice,
+        "unit": test.costs.unit,
+        "exits": names,
+        "rows": rows,
+    }
     prices = sorted({rule.origin.price for rule in rules.values() if rule.origin.price is not None})
     result["prophet"] = [{"price": price, **asdict(prophet(test, price=price))} for price in prices]
     result["clock"] = []

@@ -81,8 +81,7 @@ def evaluate(rule: Rule, trace: Trace) -> Evaluation:
         InputError: any of the samples fitted the rule, or the trace comes from another network.
     """
     rule.origin.check_unused(trace)
-    twice = np.isin(trace.identity, rule.origin.fitted_on.identity)
-    return replace(applied(rule, trace), duplicates=int(twice.sum()))
+    return replace(applied(rule, trace), duplicates=trace.samples.duplicates(rule.origin.fitted_on))
 
 
 def applied(rule: Rule, trace: Trace) -> Evaluation:
