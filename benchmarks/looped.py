@@ -103,8 +103,7 @@ def _in_steps(costs: od.Costs) -> od.Costs:
 
 
 def _recorded(network: od.StagedNetwork, data: Any, split: str, costs: od.Costs, **more: Any) -> od.Trace:
-    held = data.splits[split]
-    return od.record(network, data.batches(split), costs, source=held.source, rows=held.rows, **more)
+    return od.record(network, data.batches(split), costs, **more)
 
 
 @torch.inference_mode()

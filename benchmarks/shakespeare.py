@@ -136,8 +136,7 @@ def judged(
     """Every rule at one price and over all prices, as it decodes the test split; three of them on the clock."""
     prompts = data.splits["test"].inputs["input_ids"]
     costs = token_flops(model, network, prompts[:4]).relative()
-    held = data.splits["fit"]
-    fit = od.record(network, data.batches("fit", 64), costs, each="token", source=held.source, rows=held.rows)
+    fit = od.record(network, data.batches("fit", 64), costs, each="token")
     targets = data.splits["test"].labels[:JUDGING]
     test = od.record(network, [({"input_ids": prompts[:JUDGING]}, targets)], costs, each="token")
     texts = torch.cat([prompts[:JUDGING], targets[:, -1:]], dim=1)

@@ -245,7 +245,7 @@ def test_damaged_and_foreign_rules_are_refused(splits: tuple[Trace, Trace], tmp_
         Rule.load(tmp_path)
     (tmp_path / "rule.safetensors").write_bytes(whole)
     text = (tmp_path / "rule.json").read_text()
-    (tmp_path / "rule.json").write_text(text.replace('"version": 3', '"version": 99'))
+    (tmp_path / "rule.json").write_text(text.replace('"version": 4', '"version": 99'))
     with pytest.raises(InputError, match="version 99"):
         Rule.load(tmp_path)
     (tmp_path / "rule.json").write_text(text.replace('"Threshold"', '"Elsewhere"'))

@@ -14,7 +14,7 @@ from ..trace import Trace
 from .family import check_price
 from .posterior import expected_losses
 from .regression import Regression, bases, shuffled
-from .rule import FixedDepth, Origin, Rule, samples_digest
+from .rule import FixedDepth, Origin, Rule
 
 Array = np.ndarray
 
@@ -229,10 +229,10 @@ def _check_independent(rule: Rule, fit: Trace, test: Trace) -> None:
     rule.check(test.network, test.n_exits)
     if shared := fit.overlap(test):
         raise InputError(
-            f"{shared} samples are in both fit and test; a bound needs two disjoint traces: use Trace.split"
+            f"{shared} samples are in both fit and test; a bound needs two disjoint traces: use Trace.split "
+            f"(they are the same {fit.samples.alike(test.samples)})"
         )
-    if rule.origin.fitted_on == samples_digest(test):
-        raise InputError("the test samples fitted the rule, so they cannot judge it; bound it on another split")
+    rule.origin.check_unused(test)
 
 
 def _error(values: Float[Array, " N"]) -> float:

@@ -155,7 +155,7 @@ class Family(Generic[R_co]):
         if shared := self.trace.overlap(trace):
             raise InputError(
                 f"{shared} of these {len(trace)} samples fitted the family, so they can neither certify nor judge it: "
-                "take others, as Trace.split makes them"
+                f"take others, as Trace.split makes them (they are the same {self.trace.samples.alike(trace.samples)})"
             )
 
     def ladder(self, *, risk: float | Mapping[Measure, float], measure: Measure | None = None) -> list[R_co]:
