@@ -19,6 +19,7 @@ from .networks.staged import residual_size
 from .observe import Answers
 from .recall import Windows
 from .tasks import PADDING, TaskLoss, losses_of
+from .threads import ThreadChoice
 from .trace import Costs, Trace
 
 _LONGEST = 1 << 24
@@ -39,6 +40,8 @@ def record(
     rows: Int[np.ndarray, " N"] | None = None,
 ) -> Trace:
     """What every sample meets at every exit: losses and observations, with all exits run.
+
+    The network runs on as many threads as pay for the first batch, or on the user's own number (`threads.py`).
 
     Args:
         batches: pairs of inputs, a tensor (n, ...) or a tuple or dict of such, and targets (n, ...), in the order
@@ -67,13 +70,15 @@ def record(
     network.eval()
     device = next(network.parameters()).device
     fingerprint = network.fingerprint()
+    threads = ThreadChoice()
     parts: list[Trace] = []
     seen = 0
     for inputs, targets in batches:
         check_finite(inputs, seen)
-        size = len(targets)
+        size, inputs = len(targets), tree_map(lambda tensor: tensor.to(device), inputs)
         numbers = np.arange(seen, seen + size) if rows is None else rows[seen : seen + size]
-        found, residuals = _every_exit(network, tree_map(lambda tensor: tensor.to(device), inputs), each)
+        with threads.running("recording", inputs, lambda some: _every_exit(network, some, each)):
+            found, residuals = _every_exit(network, inputs, each)
         if each == "token":
             found, residuals, targets, numbers = _tokens(found, residuals, targets, numbers)
         where = {"source": source or "recorded", "rows": numbers, "network": fingerprint}

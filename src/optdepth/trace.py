@@ -18,6 +18,7 @@ from .errors import InputError
 from .files import read_tensors, write_tensors
 from .observe import FEATURES_OF, Answers, observe
 from .recall import Windows, checked, every_answer
+from .threads import light
 
 Array = np.ndarray
 _FORMAT, _VERSION = "optdepth.trace", 2
@@ -151,6 +152,7 @@ class Trace:
             raise InputError(f"rows has shape {self.rows.shape} for {len(losses)} samples")
 
     @classmethod
+    @light
     def from_logits(
         cls,
         logits: Float[Any, "N K C"],
@@ -188,6 +190,7 @@ class Trace:
         return replace(made, posterior_losses=expected.numpy())
 
     @classmethod
+    @light
     def from_answers(
         cls,
         answers: Float[Any, "N K ..."],

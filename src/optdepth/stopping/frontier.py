@@ -11,6 +11,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from ..errors import InputError
+from ..threads import light
 from ..trace import Trace
 from .baselines import threshold_family
 from .evaluate import Evaluation, evaluate
@@ -89,6 +90,7 @@ class Frontier:
             raise InputError("the full network costs nothing, so no share of its cost can be saved")
         return 1.0 - self.cost_at(self.full.loss + drop) / self.full.cost
 
+    @light
     def resampled(self, grid: ArrayLike, *, resamples: int = 200, seed: int = 0) -> Float[Array, "resamples G"]:
         """Mean loss at the mean costs of `grid`, on bootstrap resamples of the test samples.
 

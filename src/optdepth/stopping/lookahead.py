@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..threads import light
 from ..trace import Trace
 from .gain import GainRule, frugal
 from .posterior import expected_losses
@@ -29,6 +30,7 @@ def lookahead(trace: Trace, *, price: float | None = None, budget: float | None 
     return solve_at(trace, lookahead_family(trace, seed=seed), price=price, budget=budget)
 
 
+@light
 def lookahead_family(trace: Trace, *, seed: int = 0) -> Callable[[float], GainRule]:
     """`lookahead` at any price: the regressions do not depend on it."""
     trace, features = shuffled(trace, seed), frugal(trace)
@@ -38,6 +40,7 @@ def lookahead_family(trace: Trace, *, seed: int = 0) -> Callable[[float], GainRu
     fits = [Regression(seen[:, k], bases(seen[:, k], seed)).fit(drop[:, k]) for k in early]
     step = np.diff(trace.costs.paid())
 
+    @light
     def at(price: float) -> GainRule:
         gains = [fit.function(plus=-price * float(step[k])) for k, fit in enumerate(fits)]
         return GainRule(Origin.of(trace, price), features, gains)

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import InputError
+from ..threads import light
 from ..trace import Trace
 from .placement import keep, place
 from .price import Family, solve_at
@@ -102,6 +103,7 @@ def placed_family(
         raise InputError(f"no feature left to decide on: {', '.join(trace.features)} refer to the exit before")
     narrow = replace(trace, observations=trace.columns(features), features=tuple(features))
 
+    @light
     def at(price: float) -> Rule:
         exits = place(narrow, price=price, most=most, seed=seed).kept
         if len(exits) == 1:

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 
 from ..errors import InputError
+from ..threads import light
 from ..trace import Trace
 from .baselines import Threshold, common_cut, exit_cuts
 from .gain import GainRule, frugal
@@ -73,6 +74,7 @@ class _Solver:
     fold is judged by a fit without it.
     """
 
+    @light
     def __init__(self, trace: Trace, features: tuple[str, ...], seed: int) -> None:
         self.trace, self.features = shuffled(trace, seed), features
         self.losses = expected_losses(self.trace)
@@ -91,6 +93,7 @@ class _Solver:
         exits = [self.seen[:, k] for k in range(trace.n_exits - 1)]
         self.regressions = [Regression(seen, bases(seen, seed)) for seen in exits]
 
+    @light
     def at(self, price: float) -> Rule:
         """The randomised stopping time, unless another's cross-fitted value is better by more than a standard error.
 
