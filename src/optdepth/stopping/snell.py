@@ -18,12 +18,11 @@ import torch
 from jaxtyping import Bool, Float
 
 from ..errors import InputError
-from ..threads import light
 from ..trace import Trace
 from .baselines import Threshold, common_cut, exit_cuts
+from .family import solver
 from .gain import GainRule, frugal
 from .posterior import expected_losses
-from .price import Family, solve_at
 from .randomised import RandomisedFit, Start
 from .regression import FOLDS, Function, Regression, bases, shuffled
 from .rule import Origin, Rule, first_stop
@@ -36,19 +35,13 @@ _FEW = 5_000
 """Samples that rules of few parameters are fitted on."""
 
 
-def snell(
-    trace: Trace,
-    *,
-    price: float | None = None,
-    budget: float | None = None,
-    features: Sequence[str] | None = None,
-    seed: int = 0,
-) -> Rule:
+@solver
+def snell(trace: Trace, *, features: Sequence[str] | None = None, seed: int = 0) -> Callable[[float], Rule]:
     """The solved rule: the least mean of loss + price x cost that the observations allow.
 
     Args:
         trace: the fit split; the rule is to be judged on another.
-        price, budget: as in `solve_at`; exactly one.
+        price, budget: one of them for that rule, neither for the family; see `solver`.
         features: observations to decide on. If none are named, margin, entropy and streak where the trace has them: the
             others of `observe.FEATURES` say little more, and every feature is time on the clock at each look. All there
             are where it has not, as on a trace without a network.
@@ -57,11 +50,6 @@ def snell(
     Raises:
         InputError: fewer than 50 samples, or a feature that the trace lacks.
     """
-    return solve_at(trace, snell_family(trace, features=features, seed=seed), price=price, budget=budget)
-
-
-def snell_family(trace: Trace, *, features: Sequence[str] | None = None, seed: int = 0) -> Family:
-    """`snell` at any price, the trace made ready once."""
     if len(trace) < 10 * FOLDS:
         raise InputError(f"{len(trace)} samples are too few to solve on; {10 * FOLDS} is the least")
     return _Solver(trace, tuple(features or frugal(trace)), seed).at
@@ -74,7 +62,6 @@ class _Solver:
     fold is judged by a fit without it.
     """
 
-    @light
     def __init__(self, trace: Trace, features: tuple[str, ...], seed: int) -> None:
         self.trace, self.features = shuffled(trace, seed), features
         self.losses = expected_losses(self.trace)
@@ -93,7 +80,6 @@ class _Solver:
         exits = [self.seen[:, k] for k in range(trace.n_exits - 1)]
         self.regressions = [Regression(seen, bases(seen, seed)) for seen in exits]
 
-    @light
     def at(self, price: float) -> Rule:
         """The randomised stopping time, unless another's cross-fitted value is better by more than a standard error.
 
