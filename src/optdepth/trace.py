@@ -33,6 +33,10 @@ class Costs:
         look: (K,) cost of looking at exit k: its head, the observation, the rule.
         answer: (K,) further cost of the answer once stopped at k; 0 where looking already produced it.
         unit: the unit, for people.
+
+    Example:
+        >>> od.Costs.of([1.0, 2.0], look=0.5).paid()
+        array([1.5, 3. ])
     """
 
     reach: Float[Array, " K"]
@@ -116,6 +120,12 @@ class Trace:
         network: fingerprint of the network recorded, empty when there is none.
         recall: which exits' answers the losses are of, where an exit does not answer by itself; see `optdepth.recall`.
         disagreement: (N, K) whether the answer at each exit is another than at the last; None where nobody can say.
+
+    Example:
+        >>> logits, classes = np.random.default_rng(0).normal(size=(100, 2, 3)), np.arange(100) % 3
+        >>> trace = od.Trace.from_logits(logits, classes, od.Costs.of([0.5, 1.0]))
+        >>> trace.n_exits, trace.features
+        (2, ('confidence', 'margin', 'entropy', 'streak', 'divergence'))
     """
 
     losses: Float[Array, "N K"]

@@ -46,6 +46,13 @@ class Family(Generic[R_co]):
     Attributes:
         trace: the fit split.
         solve: the rule at a price >= 0; its mean cost falls as the price rises.
+
+    Example:
+        >>> family = od.placed(fit)
+        >>> family.at(0.05).origin.price
+        0.05
+        >>> family.certified(certify, risk=0.05, confidence=0.9, measure="excess").certified
+        True
     """
 
     trace: Trace

@@ -56,6 +56,11 @@ class Rule(nn.Module, ABC):
 
     A rule is small, holds its numbers as buffers (so `.to(device)` moves it), and decides for a batch at a time. The
     last exit always stops and is never asked.
+
+    Example:
+        >>> od.placed(fit, price=0.05).save("rule")
+        >>> od.Rule.load("rule").origin.price
+        0.05
     """
 
     kinds: ClassVar[dict[str, type[Rule]]] = {}
