@@ -34,6 +34,7 @@ from optdepth.stopping.methods import method_of
 from optdepth.stopping.rule import FixedDepth, Origin
 from optdepth.tasks import token_cross_entropy
 from optdepth.tensors import TensorSplit
+from optdepth.threads import on_threads
 from optdepth.training.depth_loss import DeepSupervision
 
 sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]  # transformers would load it for images
@@ -161,7 +162,8 @@ def judged(
             ),
             *[lambda chunk, name=name: decoders[name].generate(chunk, 64) for name in (deepest, *METHODS)],
         ]
-        spent = times(serves, chunks, 5, said=f"writing with batches of {size}")
+        with on_threads(torch.get_num_threads()):  # the same for all of them
+            spent = times(serves, chunks, 5, said=f"writing with batches of {size}")
         clocked += [
             {"method": name, "batch": size, "ms a token": each / 64, "ratio": spent[0] / each}
             for name, each in zip(("generate", deepest, *METHODS), spent, strict=True)

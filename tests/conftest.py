@@ -13,10 +13,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # a test never asks a server
 
 from optdepth.trace import Costs, Trace
 
-if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # workers share the cores; each, and what it starts, would take all
-    threads = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
-    torch.set_num_threads(threads)
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+if "OMP_NUM_THREADS" not in os.environ:  # tests are small work; and a trial of threads would run what they count
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -252,7 +252,9 @@ def timed(
 ) -> Timings:
     """Timings as they might have been measured, looks free."""
     nothing = np.zeros_like(stages)
-    return Timings(network.fingerprint(), np.array(sizes, dtype=float), stages, nothing, nothing + gather, threads=1)
+    return Timings(
+        network.fingerprint(), np.array(sizes, dtype=float), stages, nothing, nothing + gather, (1,) * len(sizes)
+    )
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -313,7 +315,7 @@ def test_a_batch_is_cut_where_large_ones_are_slow_and_no_answer_changes(setting:
         assert [stage.sizes for stage in stages] == [pieces] * 3
     assert steep.piece(16) == 16
     assert steep.piece(17) == 9  # two pieces of about the same size, not 16 and 1
-    dear = Timings("", steep.sizes, steep.stages, np.full((3, 3), 400.0), steep.gathers, threads=1)
+    dear = Timings("", steep.sizes, steep.stages, np.full((3, 3), 400.0), steep.gathers, (1, 1, 1))
     assert dear.piece(100, (False, False, True)) == 100  # a look of 400 ms at any size: seven of them do not pay
     assert dear.piece(100, (False, False, False)) == 15
     stages[0].sizes.clear()
@@ -323,12 +325,12 @@ def test_a_batch_is_cut_where_large_ones_are_slow_and_no_answer_changes(setting:
 
 def test_costs_at_a_batch_size_are_the_measured_times_a_sample(setting: Setting) -> None:
     stages, looks = np.array([[2.0, 8.0], [1.0, 4.0]]), np.array([[0.5, 1.0], [0.1, 0.2]])
-    timings = Timings("", np.array([1.0, 5.0]), stages, looks, np.zeros((2, 2)), threads=1)
+    timings = Timings("", np.array([1.0, 5.0]), stages, looks, np.zeros((2, 2)), (1, 1))
     for batch, reach, look in ((1, [2, 3], [0.5, 0.1]), (5, [1.6, 2.4], [0.2, 0.04]), (3, [5 / 3, 2.5], [0.25, 0.05])):
         costs = timings.costs(batch)
         np.testing.assert_allclose(costs.reach, reach)
         np.testing.assert_allclose(costs.look, look)
-        assert costs.unit == f"ms a sample at batch {batch}, 1 threads"
+        assert costs.unit == f"ms a sample at batch {batch}, 1 thread"
 
 
 def test_a_call_may_name_a_price(setting: Setting) -> None:

@@ -11,9 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .batch import Inputs, hidden
 from .networks import StagedNetwork
+from .threads import light
 from .trace import Costs
 
 
+@light
 def flops(network: StagedNetwork, example: Inputs) -> Costs:
     """Floating-point operations a sample, counted by `torch.utils.flop_counter` on one pass.
 

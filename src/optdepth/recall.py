@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .observe import Memory
+from .threads import light
 
 Windows = tuple[tuple[int, int], ...]
 """One window an exit; none at all where every exit gives its own answer."""
@@ -65,6 +66,7 @@ def every_answer(logits: Float[Tensor, "N K C"], windows: Windows) -> Float[Tens
     return torch.stack(answers, dim=1)
 
 
+@light
 def best_recall(logits: Float[Any, "N K C"], labels: Int[Any, " N"]) -> Windows:
     """The window of each exit that is wrong least often on these samples; its own answer where none is better.
 

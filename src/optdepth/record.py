@@ -20,6 +20,7 @@ from .observe import Answers
 from .recall import Windows
 from .splits import Batches
 from .tasks import PADDING, TaskLoss, losses_of
+from .threads import ThreadChoice
 from .trace import Costs, Trace
 
 _LONGEST = 1 << 24
@@ -40,6 +41,8 @@ def record(
     rows: Int[np.ndarray, " N"] | None = None,
 ) -> Trace:
     """What every sample meets at every exit: losses and observations, with all exits run.
+
+    The network runs on as many threads as pay for the first batch, or on the user's own number (`threads.py`).
 
     Args:
         batches: pairs of inputs, a tensor (n, ...) or a tuple or dict of such, and targets (n, ...), in the order
@@ -77,13 +80,15 @@ def record(
     network.eval()
     device = next(network.parameters()).device
     fingerprint = network.fingerprint()
+    threads = ThreadChoice()
     parts: list[Trace] = []
     seen = 0
     for inputs, targets in batches:
         check_finite(inputs, seen)
-        end = seen + len(targets)
+        end, inputs = seen + len(targets), tree_map(lambda tensor: tensor.to(device), inputs)
         numbers = np.arange(seen, end) if rows is None else rows[seen:end]
-        found, residuals = _every_exit(network, tree_map(lambda tensor: tensor.to(device), inputs), each)
+        with threads.running("recording", inputs, lambda some: _every_exit(network, some, each)):
+            found, residuals = _every_exit(network, inputs, each)
         if each == "token":
             found, residuals, targets, numbers, known = _tokens(inputs, found, residuals, targets, numbers)
         else:

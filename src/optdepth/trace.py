@@ -20,6 +20,7 @@ from .files import read_tensors, write_tensors
 from .observe import FEATURES_OF, Answers, observe
 from .recall import Windows, checked, every_answer
 from .samples import Samples
+from .threads import light
 
 Array = np.ndarray
 _FORMAT, _VERSION = "optdepth.trace", 3
@@ -175,6 +176,7 @@ class Trace:
         put("source", self.source or f"recording {_digest(self.identity, self.rows)}")
 
     @classmethod
+    @light
     def from_logits(
         cls,
         logits: Float[Any, "N K C"],
@@ -213,6 +215,7 @@ class Trace:
         return replace(made, posterior_losses=expected.numpy())
 
     @classmethod
+    @light
     def from_answers(
         cls,
         answers: Float[Any, "N K ..."],

@@ -23,6 +23,7 @@ from ..errors import InputError
 from ..networks.ode import flow_pieces
 from ..networks.staged import StagedNetwork
 from ..stopping.rule import Rule
+from ..threads import ThreadChoice, about
 from .boundary import Boundary
 from .crossing import crossed
 
@@ -78,6 +79,7 @@ class FlowEngine:
         rule.check(network.fingerprint(), len(network.exits))
         device = next(network.parameters()).device
         self.network, self.boundary = network.eval(), Boundary(rule.to(device))
+        self._threads = ThreadChoice()
 
     def __call__(self, inputs: Tensor) -> Stopped:
         """Answers a batch; nothing of the answer depends on who else is in it.
@@ -90,9 +92,12 @@ class FlowEngine:
         bad = torch.nonzero(~torch.isfinite(inputs.flatten(1)).all(dim=1))
         if len(bad):
             raise InputError(f"sample {int(bad[0])} of the batch holds NaN or infinity; clean or drop it")
-        last = len(self.pieces)
+        with self._threads.running(about(len(inputs)), inputs, self._stopped):
+            return self._stopped(inputs)
+
+    def _stopped(self, inputs: Tensor) -> Stopped:
         found = crossed(self.pieces, self.network.start(inputs), self._score)
-        exit = torch.clamp(found.interval + 1, max=last)
+        exit = torch.clamp(found.interval + 1, max=len(self.pieces))
         return Stopped(self._answer(found.state), found.time, exit, found.evaluations)
 
     def _answer(self, state: Tensor) -> Tensor:

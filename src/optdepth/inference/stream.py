@@ -232,7 +232,8 @@ class _Stream:
         if room > n:
             fill = torch.arange(room, device=hidden(given).device).clamp(max=n - 1)
             given, memory = select((given, memory), fill)
-        state, answers, stops, seen, past = leg(given, *memory)
+        with engine.threads(room, given, self.plan if k == 0 else None):
+            state, answers, stops, seen, past = leg(given, *memory)
         assert answers is not None
         if stops is None:
             self._finish(self._answers(group, leg.exit, list(range(n)), answers))
@@ -268,7 +269,3 @@ class _Stream:
         while self.done:
             self.given += 1
             yield self.done.popleft()
-
-
-def _head(tree: State, n: int) -> State:
-    return tree_map(lambda tensor: tensor[:n], tree)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 
 from ..errors import InputError
+from ..threads import light
 from ..trace import Trace
 from .family import check_price
 from .posterior import expected_losses
@@ -109,6 +110,7 @@ class Gap:
         )
 
 
+@light
 def dual(rule: Rule, fit: Trace, test: Trace, *, price: float, seed: int = 0) -> Dual:
     """The dual bound by the fitted martingale of a rule (Rogers 2002; Haugh and Kogan 2004; Andersen and Broadie 2004).
 
@@ -141,6 +143,7 @@ def dual(rule: Rule, fit: Trace, test: Trace, *, price: float, seed: int = 0) ->
     return Dual(float(bounds.mean()), _error(bounds))
 
 
+@light
 def gap(rule: Rule, fit: Trace, test: Trace, *, price: float, seed: int = 0) -> Gap:
     """How much of what stopping can gain over the best fixed depth the rule leaves; arguments and errors of `dual`.
 

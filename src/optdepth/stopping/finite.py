@@ -16,6 +16,7 @@ from jaxtyping import Float
 from scipy import stats
 
 from ..errors import InputError
+from ..threads import light
 from ..trace import Trace
 from .decay import CONFIDENCE, Decay, decay
 from .evaluate import Evaluation, evaluate
@@ -163,6 +164,7 @@ class FiniteDepth:
         return f"At price {self.price:g}. {self.expected} {self.diminishing} {self.residual} {used}, {verdict}"
 
 
+@light
 def finite_depth(
     trace: Trace,
     rule: Rule,

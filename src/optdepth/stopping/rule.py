@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..files import read_json, read_tensors, write_json, write_tensors
 from ..recall import Windows, checked
 from ..samples import Samples
+from ..threads import light
 from ..trace import Costs, Trace
 from .kinds import enrol
 
@@ -122,6 +123,7 @@ class Rule(nn.Module, ABC):
         """The exit (0-based) at which each sample of a trace stops."""
         return first_stop(self.stops(trace))
 
+    @light
     def stops(self, trace: Trace) -> Bool[np.ndarray, "N K-1"]:
         """Where the rule would stop each sample if it came there; nowhere at exits that it does not look at."""
         self.check(trace.network, trace.n_exits)

@@ -25,6 +25,7 @@ from scipy.linalg import cho_factor, cho_solve
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..threads import light
 from ..trace import Costs, Trace
 from .posterior import expected_losses
 from .regression import Function, Ramps, restored
@@ -158,6 +159,7 @@ class StationarySolution:
                 )
 
 
+@light
 def stationary(
     trace: Trace, *, price: float, features: Sequence[str] | None = None, seed: int = 0
 ) -> StationarySolution:
