@@ -21,6 +21,7 @@ from torch import Tensor
 from .costs import flops
 from .data import Data, load_data
 from .errors import InputError
+from .features import frugal_features
 from .files import read_json, write_json
 from .inference.clock import Clocked, clock
 from .inference.engine import Engine
@@ -33,7 +34,6 @@ from .stopping.bounds import prophet
 from .stopping.certify import Certificate, Measure, certified
 from .stopping.evaluate import Evaluation, evaluate
 from .stopping.frontier import FAMILIES, SOLVED
-from .stopping.gain import FRUGAL
 from .stopping.price import solve_at
 from .stopping.rule import FixedDepth, Origin, Rule
 from .trace import Trace
@@ -161,7 +161,7 @@ def record_run(run: Run, *, measure: str, batch: int, progress: bool) -> dict[st
     data, network = run.data(), run.network()
     device = next(network.parameters()).device
     example = next(data.batches("fit", batch))[0].to(device)
-    costs = flops(network, example[:1]) if measure == "flops" else latency(network, example, features=FRUGAL)
+    costs = flops(network, example[:1]) if measure == "flops" else latency(network, example, features=frugal_features())
     costs = costs.relative()
     traces = {}
     for split in SPLITS:
@@ -253,7 +253,7 @@ def export_run(run: Run, *, rule: str, out: Path, progress: bool) -> Bundle:
     if rule not in solved:
         raise InputError(f"no rule {rule!r} in {run.folder}; it has {', '.join(solved)}")
     network = run.network().cpu()
-    return export(network, solved[rule].cpu(), next(data.batches("certify", 64))[0], out, progress=progress)
+    return export(network, solved[rule].to("cpu"), next(data.batches("certify", 64))[0], out, progress=progress)
 
 
 def versions() -> dict[str, str]:
