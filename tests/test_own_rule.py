@@ -25,7 +25,7 @@ from optdepth.record import record
 from optdepth.report.promises import Promises
 from optdepth.report.regions import Regions
 from optdepth.stopping.evaluate import applied
-from optdepth.stopping.frontier import SOLVED
+from optdepth.stopping.methods import SOLVED
 from optdepth.stopping.placed import Placed
 from optdepth.stopping.rule import FixedDepth, Origin, Rule
 from optdepth.trace import Costs, Trace

@@ -57,6 +57,11 @@ def record(
     Raises:
         InputError: no samples, NaN or infinity in a batch or in the answers, a label out of range, a loss that is not
             one number a sample.
+
+    Example:
+        >>> trace = od.record(network, data.batches("fit"), od.flops(network, images).relative())
+        >>> trace.losses.shape
+        (359, 3)
     """
     if loss is None and answers != "classes":
         raise InputError(f"answers={answers!r} have no loss of their own: give loss=, (answer, target) -> (n,)")

@@ -11,8 +11,8 @@ from jaxtyping import Float
 
 from ..errors import InputError
 from ..trace import Trace
+from .family import check_price
 from .posterior import expected_losses
-from .price import check_price
 from .regression import Regression, bases, shuffled
 from .rule import FixedDepth, Origin, Rule, samples_digest
 
@@ -142,7 +142,13 @@ def dual(rule: Rule, fit: Trace, test: Trace, *, price: float, seed: int = 0) ->
 
 
 def gap(rule: Rule, fit: Trace, test: Trace, *, price: float, seed: int = 0) -> Gap:
-    """How much of what stopping can gain over the best fixed depth the rule leaves; arguments and errors of `dual`."""
+    """How much of what stopping can gain over the best fixed depth the rule leaves; arguments and errors of `dual`.
+
+    Example:
+        >>> found = od.gap(od.snell(fit, price=0.05), fit, test, price=0.05)
+        >>> found.bound <= found.value
+        True
+    """
     hedged = _Hedged.of(rule, fit, test, price, seed)
     origin = Origin(fit.costs, recall=fit.recall)
     alone = np.array([fit.costs.paid(FixedDepth(origin, k).looks)[k] for k in range(fit.n_exits)])

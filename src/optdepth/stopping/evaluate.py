@@ -75,6 +75,11 @@ def evaluate(rule: Rule, trace: Trace) -> Evaluation:
 
     Raises:
         InputError: the trace is the one that fitted the rule, or comes from another network.
+
+    Example:
+        >>> found = od.evaluate(od.placed(fit, price=0.05), test)
+        >>> bool(np.isclose(found.value(0.05), found.loss + 0.05 * found.cost))
+        True
     """
     if rule.origin.fitted_on == samples_digest(trace):
         raise InputError("these samples fitted the rule, so they cannot judge it; evaluate on another split")

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..trace import Trace
 from .immutable import Immutable
+from .kinds import enrol
 
 Array = np.ndarray
 
@@ -40,7 +41,7 @@ class Function(Immutable):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        Function.kinds[cls.__name__] = cls
+        enrol(Function.kinds, cls)
 
     def __init__(self, **numbers: Tensor) -> None:
         self._names = tuple(numbers)

@@ -20,6 +20,7 @@ from ..files import read_json, read_tensors, write_json, write_tensors
 from ..recall import Windows, checked
 from ..trace import Costs, Trace
 from .immutable import Immutable
+from .kinds import enrol
 
 _FORMAT, _VERSION = "optdepth.rule", 3
 
@@ -57,6 +58,11 @@ class Rule(Immutable):
     A rule is small and immutable, and decides for a batch at a time. Up to `last` it is asked at the exits that it
     looks at; there all stop, and it is not asked. A rule of your own defines `stop` and `arguments`, and what else
     differs from what stands here.
+
+    Example:
+        >>> od.placed(fit, price=0.05).save("rule")
+        >>> od.Rule.load("rule").origin.price
+        0.05
     """
 
     kinds: ClassVar[dict[str, type[Rule]]] = {}
@@ -66,7 +72,7 @@ class Rule(Immutable):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        Rule.kinds[cls.__name__] = cls
+        enrol(Rule.kinds, cls)
 
     def __init__(self, origin: Origin, features: Sequence[str]) -> None:
         self.origin = origin
