@@ -97,7 +97,7 @@ def test_states_are_handed_on_as_the_definition_says(told) -> None:
             if k == 3 or bool(rule.stop(k, best[:, :1] - best[:, 1:])):
                 exits.append(k)
                 break
-    assert decoder.follow(text).exits.tolist() == exits
+    assert decoder.follow(text).stopped_at.tolist() == exits
 
 
 def test_a_sequence_is_written_alone_as_among_others(told) -> None:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from optdepth.errors import InputError
+from optdepth.features import residual_size
 from optdepth.networks import resnet
-from optdepth.networks.staged import residual_size
 from optdepth.stopping.snell import snell
 from optdepth.trace import Costs, Trace
 from optdepth.training.depth_loss import (

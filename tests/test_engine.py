@@ -120,8 +120,8 @@ def counted(network: StagedNetwork) -> tuple[StagedNetwork, list[Counting], list
 
 def anywhere(rule: Rule) -> Rule:
     """The same rule without the fingerprint, for a network whose modules are wrapped."""
-    rule.origin = Origin(rule.origin.costs, "", rule.origin.price, rule.origin.fitted_on)
-    return rule
+    origin = Origin(rule.origin.costs, "", rule.origin.price, rule.origin.fitted_on)
+    return type(rule).restore(origin, rule.arguments())
 
 
 class Glancing:

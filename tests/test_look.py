@@ -8,7 +8,7 @@ import torch
 
 from conftest import noisy_logits
 from optdepth.errors import InputError
-from optdepth.observe import Observer
+from optdepth.features import Observer
 from optdepth.stopping.baselines import confidence, entropy, patience
 from optdepth.stopping.bounds import prophet
 from optdepth.stopping.evaluate import applied, evaluate

@@ -12,10 +12,11 @@ from conftest import noisy_logits
 from optdepth.costs import flops
 from optdepth.errors import InputError
 from optdepth.inference.engine import Engine
+from optdepth.inference.legs import Outcome, Remembered, legs_of
 from optdepth.networks import resnet
 from optdepth.recall import best_recall, every_answer
 from optdepth.record import record
-from optdepth.stopping.baselines import confidence
+from optdepth.stopping.baselines import Threshold, confidence
 from optdepth.stopping.evaluate import evaluate
 from optdepth.stopping.frontier import fixed_depths
 from optdepth.stopping.placement import place
@@ -109,6 +110,38 @@ def test_the_engine_answers_by_the_recall_of_its_rule() -> None:
             wrong = torch.cat([a.logits for a in answers]).argmax(-1) != labels[HALVES[1]]
             np.testing.assert_array_equal(wrong.double(), found.losses)
     assert len(set(found.stopped_at)) == 1
+
+
+def test_a_fixed_depth_keeps_nothing_for_exits_that_do_not_answer() -> None:
+    """A deeper exit would recall the first; the fixed one does not, and does not look at it."""
+    network = resnet(14, classes=4, channels=1, width=4, seed=0).eval()
+    inputs = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    windows = ((0, 0), (1, 1), (0, 2), (2, 3), (0, 4), (5, 5))
+    rule = FixedDepth(Origin(flops(network, inputs[:1]), network.fingerprint(), recall=windows), 3)
+    assert rule.looks == (False, False, True, True, False, False)
+    with torch.inference_mode():
+        expected = every_answer(torch.stack(network(inputs), dim=1), windows)[:, 3]
+    for size in (1, 6):
+        answers = [Engine(network, rule)(part) for part in inputs.split(size)]
+        torch.testing.assert_close(torch.cat([answer.logits for answer in answers]), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_leg_gives_one_outcome_with_all_that_is_remembered_in_one_memory(rows: int) -> None:
+    network = resnet(8, classes=4, channels=1, width=4, seed=0).eval()
+    costs, windows = Costs.of([1.0, 2.0, 3.0]), ((0, 0), (0, 1), (0, 2))
+    rule = Threshold(Origin(costs, recall=windows), "streak", torch.tensor([9.0, 9.0]))
+    state, memory = torch.zeros(rows, 1, 8, 8), Remembered.nothing()
+    with torch.inference_mode():
+        for k, leg in enumerate(legs_of(network, rule)):
+            found = leg.one(state, memory) if rows == 1 else leg(state, memory)
+            assert isinstance(found, Outcome)
+            assert isinstance(found.memory, Remembered)
+            assert (found.answers is None) == (rows == 1 and k < 2)
+            assert (found.stops is None) == (rows == 1 or k == 2)
+            state, _, _, memory = found
+    assert list(memory.seen) == ["streak"]
+    assert list(memory.past) == ["0", "1"]
 
 
 def test_windows_that_cannot_be_are_refused() -> None:

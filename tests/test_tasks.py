@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import optdepth as od
 from optdepth.errors import InputError
+from optdepth.features import Observer, observe
 from optdepth.networks import Exit
-from optdepth.observe import Observer, observe
 from optdepth.stopping.baselines import tuned
 from optdepth.stopping.rule import FixedDepth
 from optdepth.tasks import token_cross_entropy, token_error
@@ -180,7 +180,7 @@ def test_rules_stop_at_unlike_exits(digits: Digits) -> None:
 
 def test_what_is_observed_of_numbers() -> None:
     answers = torch.tensor([[[3.0, 4.0], [3.0, 1.0], [3.0, 1.0]]])  # one sample, three exits, two numbers
-    seen, features = observe(answers, "numbers", torch.tensor([[1.0, 0.5, 0.25]]))
+    seen, features = observe(answers, "numbers", {"residual": [[1.0, 0.5, 0.25]]})
     assert features == ("change", "level", "residual")
     torch.testing.assert_close(seen, torch.tensor([[[5.0, 3.5, 1.0], [3.0, 2.0, 0.5], [0.0, 2.0, 0.25]]]))
     single, _ = observe(answers[:, :, 0], "numbers")

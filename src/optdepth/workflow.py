@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .costs import flops
 from .errors import InputError
+from .features import frugal_features
 from .inference.clock import Clocked, clock
 from .inference.engine import Engine
 from .inference.timings import latency
@@ -26,7 +27,6 @@ from .runs import CERTIFIED, SPLITS, Run
 from .stopping.bounds import prophet
 from .stopping.certify import Certificate
 from .stopping.evaluate import Evaluation, evaluate
-from .stopping.gain import FRUGAL
 from .stopping.methods import METHODS, SOLVED, method_of
 from .stopping.risks import Measure
 from .stopping.rule import FixedDepth, Origin, Rule
@@ -92,7 +92,7 @@ def record_run(run: Run, *, measure: str, batch: int, progress: bool) -> tuple[d
     data, network = run.data(), run.network()
     device = next(network.parameters()).device
     example = next(data.batches("fit", batch))[0].to(device)
-    costs = flops(network, example[:1]) if measure == "flops" else latency(network, example, features=FRUGAL)
+    costs = flops(network, example[:1]) if measure == "flops" else latency(network, example, features=frugal_features())
     costs = costs.relative()
     traces = {}
     images = next(data.batches("fit"))[0].to(device)
@@ -192,7 +192,7 @@ def export_run(run: Run, *, rule: str, out: Path, progress: bool) -> Bundle:
     if rule not in solved:
         raise InputError(f"no rule {rule!r} in {run.folder}; it has {', '.join(solved)}")
     network = run.network().cpu()
-    return export(network, solved[rule].cpu(), next(data.batches("certify", 64))[0], out, progress=progress)
+    return export(network, solved[rule].to("cpu"), next(data.batches("certify", 64))[0], out, progress=progress)
 
 
 def versions() -> dict[str, str]:

@@ -75,8 +75,9 @@ class FlowEngine:
     """
 
     def __init__(self, network: StagedNetwork, rule: Rule) -> None:
-        self.pieces = flow_pieces(network)
+        pieces = flow_pieces(network)
         rule.check(network.fingerprint(), len(network.exits))
+        self.pieces = pieces[: rule.last]  # up to the time at which all stop
         device = next(network.parameters()).device
         self.network, self.boundary = network.eval(), Boundary(rule.to(device))
         self._threads = ThreadChoice()

@@ -23,10 +23,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..batch import State, hidden, select
 from ..errors import InputError
+from ..features import Memory
 from ..networks import StagedNetwork
-from ..observe import Memory
 from ..stopping.evaluate import Evaluation
-from ..stopping.rule import FixedDepth, Rule
+from ..stopping.rule import Rule
 from ..threads import ThreadChoice, about, light
 from ..trace import Costs
 from .decoder_layers import Call, DecoderLayers, Owed, hand_on
@@ -101,7 +101,7 @@ class Decoder:
         self.look = Look(self.rule)
         self._threads = ThreadChoice()
         self.unit = rule.origin.costs.unit
-        self.last = rule.exit if isinstance(rule, FixedDepth) else len(network.exits) - 1
+        self.last = rule.last
         self.paid = torch.from_numpy(rule.origin.costs.paid(rule.looks)).to(device)
 
     @torch.inference_mode()

@@ -17,11 +17,10 @@ from torch.utils._pytree import tree_map
 from ..batch import Inputs, State, check_finite, hidden, now, select
 from ..errors import InputError
 from ..networks import StagedNetwork
-from ..observe import Memory
 from ..stopping.rule import Rule
 from ..threads import ThreadChoice, about, chosen
 from .compiled import CompiledLeg, compiled
-from .legs import Leg, legs_of
+from .legs import Leg, Remembered, legs_of
 from .running_batch import RunningBatch
 from .timings import Timings
 
@@ -89,7 +88,7 @@ class Engine:
         sizes: Sequence[int] | None = None,
         compile: bool = False,
     ) -> None:
-        rules = [rule] if isinstance(rule, Rule) else list(rule)
+        rules = list(rule) if isinstance(rule, Sequence) else [rule]
         if not rules:
             raise InputError("an engine needs a rule; got an empty list")
         fingerprint, self.last = network.fingerprint(), len(network.exits) - 1
@@ -151,10 +150,9 @@ class Engine:
                 for given in (inputs, tree_map(torch.clone, inputs)):
                     for plan in self._plans.values():
                         state: State = given
-                        seen: Memory = {}
-                        past: Memory = {}
+                        memory = Remembered.nothing()
                         for leg in plan.legs:
-                            state, _, _, seen, past = leg(state, seen, past)
+                            state, _, _, memory = leg(state, memory)
 
     def threads(self, rows: int, inputs: Inputs, plan: Plan | None) -> AbstractContextManager[int]:
         """Runs a block on as many threads as pay for a batch of so many samples, and says on how many.
@@ -184,10 +182,9 @@ class Engine:
     def _one(self, inputs: Inputs, plan: Plan, end: float | None) -> tuple[Tensor, int]:
         """A single sample: nothing to gather, and what the rule decides on are plain numbers."""
         state: State = inputs
-        seen: Memory = {}
-        past: Memory = {}
+        memory = Remembered.nothing()
         for leg in plan.halting if end is not None else plan.legs:
-            state, answer, seen, past = leg.one(state, seen, past)
+            state, answer, _, memory = leg.one(state, memory)
             if answer is not None:
                 return answer, leg.exit
             if end is not None and self._late(leg.exit, plan, state, end):
@@ -201,10 +198,9 @@ class Engine:
         if running.rows > samples:
             inputs = select(inputs, torch.arange(running.rows, device=device).clamp(max=samples - 1))
         state: State = inputs
-        seen: Memory = {}
-        past: Memory = {}
+        memory = Remembered.nothing()
         for leg in plan.halting if end is not None else plan.legs:
-            state, answers, stops, seen, past = leg(state, seen, past)
+            state, answers, stops, memory = leg(state, memory)
             if answers is not None and stops is None:
                 running.settle_rest(leg.exit, answers)
                 return running
@@ -218,8 +214,8 @@ class Engine:
                     if room < running.rows and self._pays(leg.exit, plan, running.rows, room):
                         index = running.compact(room)
                         state = select(state, index)
-                        if seen or past:
-                            seen, past = select((seen, past), index)
+                        if any(memory):
+                            memory = select(memory, index)
             if end is not None and self._late(leg.exit, plan, state, end):
                 running.settle_rest(leg.exit, self.network.answer(state, leg.exit))
                 return running

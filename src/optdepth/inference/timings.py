@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..batch import Inputs, State, hidden, now, select
 from ..errors import InputError
+from ..features import Memory
 from ..networks import StagedNetwork
-from ..observe import Memory
 from ..stopping.gain import GainRule
 from ..stopping.regression import Additive
 from ..stopping.rule import Origin
@@ -102,9 +102,9 @@ class Timings:
             raise InputError(f"sizes {list(sizes)}: give batch sizes that rise from 1 on, such as 1, 4, 16, 64")
         if repeats < 1:
             raise InputError(f"repeats is {repeats}; at least one pass must be timed")
-        training, look = network.training, Look(_stand_in(len(network.exits), features))
+        training, rows = network.training, hidden(example)
+        look = Look(_stand_in(len(network.exits), features).to(rows.device))
         network.eval()
-        rows = hidden(example)
         batches = [select(example, torch.arange(size, device=rows.device) % len(rows)) for size in sizes]
         choice, threads = ThreadChoice(), []
         turns: list[list[Float[np.ndarray, "3 K"]]] = []
@@ -238,7 +238,6 @@ def _looks(network: StagedNetwork, inputs: Inputs, look: Look) -> tuple[list[flo
     rows, device, last = len(hidden(inputs)), hidden(inputs).device, len(network.exits) - 1
     index = 2 * torch.arange(rows, device=device)
     half, twice = torch.arange(rows, device=device) % 2 == 1, torch.arange(2 * rows, device=device) // 2
-    look.rule.to(device)
 
     def looked(k: int, before: State, state: State, memory: Memory) -> Memory:
         logits: Tensor = network.answer(state, k)

@@ -36,9 +36,12 @@ class Threshold(Rule):
                 f"{tuple(thresholds.shape)} thresholds for {len(origin.costs)} exits; one each but the last"
             )
         self.below = below
-        self.thresholds: Tensor
-        self.register_buffer("thresholds", thresholds.float())
-        self._cuts: list[float] = self.thresholds.tolist()
+        self._cuts: tuple[float, ...] = tuple(thresholds.float().tolist())
+
+    @property
+    def thresholds(self) -> Float[Tensor, " K-1"]:
+        """One for each exit but the last."""
+        return torch.tensor(self._cuts, dtype=torch.float32)
 
     def stop(self, k: int, observation: Float[Tensor, "n F"]) -> Bool[Tensor, " n"]:
         score, cut = observation[:, 0], self._cuts[k]
@@ -46,6 +49,9 @@ class Threshold(Rule):
 
     def decide(self, k: int, observation: Sequence[float]) -> bool:
         return observation[0] <= self._cuts[k] if self.below else observation[0] >= self._cuts[k]
+
+    def score(self, k: int, observation: Float[Tensor, "n F"]) -> Float[Tensor, " n"]:
+        return observation[:, 0] - self._cuts[k] if self.below else self._cuts[k] - observation[:, 0]
 
     def arguments(self) -> dict[str, Any]:
         return {"feature": self.features[0], "thresholds": self.thresholds, "below": self.below}

@@ -285,7 +285,7 @@ def _residual_bound(
 def _constant_shape(relative: Float[Array, "N K"] | None) -> tuple[int, tuple[str, ...]]:
     """The first exit behind which the state keeps its shape, and what is to be said about it.
 
-    A stage that changes the shape has the relative size 1 on every sample (`staged.residual_size`).
+    A stage that changes the shape has the relative size 1 on every sample (`features.residual_size`).
     """
     if relative is None:
         return 0, ("a stage that changes the state's shape would not show, for the trace has no feature 'residual'",)
