@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from depth_loss_bands import falling
+from figures import table_row
 from optdepth.stopping.frontier import SOLVED
-from provenance import table_row
 
 Figures = dict[str, Any]
 Found = dict[str, list[Figures]]
@@ -49,7 +49,7 @@ def frontier_of(run: Figures) -> tuple[np.ndarray, np.ndarray]:
 def exits_of(run: Figures) -> tuple[np.ndarray, np.ndarray]:
     """Cost of stopping every sample at one exit, without a look at the others, and its loss on the test split."""
     costs = run["costs"]
-    alone = costs["paid"] if "reach" not in costs else np.add(costs["reach"], costs["probe"])
+    alone = costs["paid"] if "reach" not in costs else np.add(costs["reach"], costs["look"])
     return np.asarray(alone), 1 - np.asarray(run["accuracy"]["test"])
 
 

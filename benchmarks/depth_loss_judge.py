@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from depth_loss_bands import Swept, ahead
+from figures import provenance
 from optdepth.recall import Windows, best_recall
 from optdepth.stopping.bounds import gap
 from optdepth.stopping.certify import certified
@@ -28,8 +27,7 @@ from optdepth.stopping.rule import FixedDepth, Origin
 from optdepth.stopping.snell import snell
 from optdepth.trace import Trace
 from optdepth.training.loop import RECORD
-from optdepth.workflow import Run, versions
-from provenance import commit, processor
+from optdepth.workflow import Run
 
 PRICES = (0.001, 0.0032, *np.geomspace(0.01, 1.0, 13).round(4).tolist())
 """Loss that one full pass is worth. The two lowest fill the frontier up to the cost of the whole network."""
@@ -62,7 +60,7 @@ def judge(recorded: dict[str, Recording]) -> dict[str, Any]:
     fit = traces["fit"]
     family = FAMILIES[SOLVED](fit)
     sweep, rules = zip(*(at_price(recorded, family, price) for price in PRICES), strict=True)
-    costs = {"reach": fit.costs.reach.tolist(), "probe": fit.costs.probe.tolist(), "paid": fit.costs.paid().tolist()}
+    costs = {"reach": fit.costs.reach.tolist(), "look": fit.costs.look.tolist(), "paid": fit.costs.paid().tolist()}
     return {
         "samples": {split: len(trace) for split, trace in traces.items()},
         "unit": fit.costs.unit,
@@ -104,7 +102,7 @@ def at_price(
         test = keep(test, exits)
         rules = {SOLVED: rule, **{method: FAMILIES[method](kept["fit"])(price) for method in BASELINES}}
     else:  # no look pays, and all methods come to the whole network
-        kept, exits = {split: each.trace for split, each in recorded.items()}, [test.exits - 1]
+        kept, exits = {split: each.trace for split, each in recorded.items()}, [test.n_exits - 1]
         rules = dict.fromkeys(METHODS, rule)
     judged = {method: {split: evaluate(one, kept[split]) for split in JUDGES} for method, one in rules.items()}
     rows: dict[str, Any] = {}
@@ -171,25 +169,20 @@ def residuals(test: Trace) -> dict[str, Any]:
     if "residual" not in test.features:
         return {}
     sizes = test.columns(["residual"])[:, :, 0]
-    rule = FixedDepth(Origin.of(test, 1.0), test.exits - 1)
+    rule = FixedDepth(Origin.of(test, 1.0), test.n_exits - 1)
     other = test.split(0.5, 0.5, seed=0)
     rule.origin = Origin.of(other[0], 1.0)
     law = finite_depth(other[1], rule, price=1.0).residual.decay
     return {"mean": sizes.mean(0).round(4).tolist(), "law": "too few depths of one shape" if law is None else str(law)}
 
 
-def provenance(run: Run, before: dict[str, Any]) -> dict[str, Any]:
+def made(run: Run, before: dict[str, Any]) -> dict[str, Any]:
     """What made the figures: what trained the arm, and what judged it where that was another time.
 
     Args:
         before: the figures that are there, whose word on the training is kept; empty where there are none.
     """
-    now = {
-        "command": " ".join(["python", "benchmarks/depth_loss.py", *sys.argv[1:]]),
-        "commit": commit(),
-        "machine": f"{processor()}, {torch.get_num_threads()} threads",
-        "versions": {"python": platform.python_version(), **versions()},
-    }
+    now = provenance("depth_loss.py")
     if before:
         return {key: before[key] for key in (*now, "training")} | {"judged": now}
     path = run.folder / RECORD

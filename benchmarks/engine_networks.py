@@ -12,10 +12,10 @@ import torch
 from torch.utils._pytree import tree_map
 
 import minilm
+from optdepth.batch import Inputs, hidden
 from optdepth.cli import record, train
 from optdepth.costs import flops
 from optdepth.networks import StagedNetwork
-from optdepth.networks.staged import Inputs, hidden
 from optdepth.trace import Trace
 from optdepth.workflow import Run
 

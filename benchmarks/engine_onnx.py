@@ -18,10 +18,10 @@ from torch.utils._pytree import tree_map
 
 from engine_networks import Subject
 from engine_rivals import plain_onnx
+from optdepth.batch import Inputs
 from optdepth.export.onnx import export
 from optdepth.export.runtime import Runtime
 from optdepth.inference.clock import times
-from optdepth.networks.staged import Inputs
 from optdepth.stopping.placed import placed
 from optdepth.trace import Costs
 
@@ -54,7 +54,7 @@ def _exported(subject: Subject) -> tuple[Runtime, Callable[[Any], object], dict[
     """A bundle, the plain graph, and what they take; graphs are kept between runs."""
     folder, fit, examples = subject.folder / "engine-onnx", subject.fit, subject.chunks(64)[0]
     folder.mkdir(exist_ok=True)
-    looks = Costs(fit.costs.reach, np.full(fit.exits, LOOK), fit.costs.answer, fit.costs.unit)
+    looks = Costs(fit.costs.reach, np.full(fit.n_exits, LOOK), fit.costs.answer, fit.costs.unit)
     rule = placed(replace(fit, costs=looks), price=max(subject.prices))
     if not (folder / "bundle").is_dir():
         export(subject.network, rule, examples, folder / "bundle")

@@ -14,13 +14,13 @@ from unittest import mock
 import numpy as np
 import torch
 
+from optdepth.batch import Inputs, hidden, select
 from optdepth.inference import engine as engine_module
 from optdepth.inference.engine import Engine
-from optdepth.inference.flight import Flight
 from optdepth.inference.legs import Leg
 from optdepth.inference.look import Look
+from optdepth.inference.running_batch import RunningBatch
 from optdepth.networks import StagedNetwork
-from optdepth.networks.staged import Inputs, hidden, select
 
 PARTS = ("check", "stages", "heads", "looks", "leaving", "gathering", "rest")
 
@@ -60,9 +60,9 @@ def _timed() -> Iterator[Counter[str]]:
         (Leg, "head", "heads"),
         (Look, "batch", "looks"),
         (Look, "one", "looks"),
-        (Flight, "stopping", "leaving"),
-        (Flight, "settle", "leaving"),
-        (Flight, "compact", "gathering"),
+        (RunningBatch, "stopping", "leaving"),
+        (RunningBatch, "settle", "leaving"),
+        (RunningBatch, "compact", "gathering"),
         (engine_module, "select", "gathering"),
     ]
     patches = [mock.patch.object(at, name, clocked(part, getattr(at, name))) for at, name, part in places]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from optdepth.batch import Inputs, hidden
 from optdepth.networks import StagedNetwork
-from optdepth.networks.staged import Inputs, hidden
 from optdepth.stopping.placed import Placed
 
 Serve = Callable[[Any], object]

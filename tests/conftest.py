@@ -12,6 +12,7 @@ os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # as the command line doe
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test never asks a server
 
 from optdepth.trace import Costs, Trace
+from settings import Setting
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # workers share the cores; each, and what it starts, would take all
     threads = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
@@ -54,6 +55,12 @@ def noisy_trace(samples: int, exits: int = 8, seed: int = 0) -> Trace:
     """A trace of `noisy_logits`, every stage at the same cost, the whole depth at 1, looking at 0.2%."""
     logits, labels = noisy_logits(samples, exits, seed=seed)
     return Trace.from_logits(logits, labels, Costs.of(np.arange(1, exits + 1) / exits, 0.002))
+
+
+@pytest.fixture(scope="session")
+def setting() -> Setting:
+    """A network and rules whose answers are forced; nothing of it may be changed."""
+    return Setting()
 
 
 @pytest.fixture(scope="session")

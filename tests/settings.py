@@ -102,8 +102,8 @@ def _additive(origin: Origin) -> GainRule:
     """
 
     def gain(intercept: float, weight: list[float], low: list[float], high: list[float]) -> Additive:
-        start, end = torch.tensor([low, high])[..., None]
-        return Additive(low=start, scale=1 / (end - start), weight=torch.tensor(weight)[:, None], intercept=torch.tensor(intercept))
+        start, end, slope = torch.tensor([low, high, weight])[..., None]
+        return Additive(low=start, scale=1 / (end - start), weight=slope, intercept=torch.tensor(intercept))
 
     first = gain(0.5, [-1.0, 0.1, 0.0], low=[0.56, 0.0, 1.0], high=[0.675, 1.0, 2.0])
     second = gain(0.6, [-0.4, 0.0, -0.4], low=[0.593, 0.0, 1.0], high=[0.669, 1.0, 2.0])
@@ -114,9 +114,8 @@ def _hinged(origin: Origin) -> GainRule:
     """The same edges by a hinge on the margin; another lets a high entropy go on."""
 
     def gain(intercept: float, margin: float, entropy: float) -> Hinged:
-        weight, bias = torch.eye(2), -torch.tensor([margin, entropy])
-        last = torch.tensor([-10.0, 1.0])
-        return Hinged(least=torch.zeros(2), most=torch.ones(2), weight=weight, bias=bias, last=last, intercept=torch.tensor(intercept))
+        kinks = {"weight": torch.eye(2), "bias": -torch.tensor([margin, entropy]), "last": torch.tensor([-10.0, 1.0])}
+        return Hinged(least=torch.zeros(2), most=torch.ones(2), **kinks, intercept=torch.tensor(intercept))
 
     return GainRule(origin, ("margin", "entropy"), [gain(0.5, 0.56, 0.43), gain(0.3, 0.6, 0.65)])
 

@@ -21,7 +21,7 @@ def induced(trace: Trace, price: float) -> GainRule:
     """Backward induction alone, for speed where a good rule will do: Longstaff and Schwartz on the gain of going on."""
     values = trace.losses + price * trace.costs.paid()
     follows, gains = values[:, -1], []
-    for k in reversed(range(trace.exits - 1)):
+    for k in reversed(range(trace.n_exits - 1)):
         seen = trace.observations[:, k]
         fit = CrossFit(Ramps.of(seen, 8), seen).fit(values[:, k] - follows)
         gains.insert(0, fit.function())

@@ -103,7 +103,7 @@ def test_export_writes_a_bundle_that_is_served(cli: Cli, run: Path, tmp_path: Pa
     assert result["takes"] == "float32 (n, 1, 8, 8)"
     images = np.concatenate([batch.numpy() for batch, _ in Run(run).data().batches("test")])
     found, rule = Runtime(bundle)(images), Run(run).rules()["confidence"]
-    unlike = found.exit != rule.exits(Run(run).trace("test"))
+    unlike = found.exit != rule.stopped_at(Run(run).trace("test"))
     assert unlike.sum() <= 1  # a score at the threshold, rounded otherwise
     assert json.loads((run / "run.json").read_text())["commands"][-1].startswith("optdepth export")
     refused(cli("export", run, "--rule", "magic", "--out", bundle), "no rule 'magic'", "confidence")
@@ -118,7 +118,7 @@ def test_the_rule_exported_unless_told_otherwise_looks_only_where_it_pays(cli: C
     rule, served = Run(run).rules()["placed"], Runtime(tmp_path / "bundle")
     assert len(served.graphs) == sum(rule.looks) < len(rule.looks)
     images = np.concatenate([batch.numpy() for batch, _ in Run(run).data().batches("test")])
-    assert np.array_equal(served(images).exit, rule.exits(Run(run).trace("test")))
+    assert np.array_equal(served(images).exit, rule.stopped_at(Run(run).trace("test")))
 
 
 def test_a_certified_rule_is_a_rule_of_the_run(cli: Cli, run: Path) -> None:

@@ -59,7 +59,7 @@ def test_h_times_the_optimal_depth_tends_to_the_stopping_time_at_first_order() -
         fit, test = recorded(step, 20_000, seed=1), recorded(step, 5_000, seed=2)
         rule = tuned(fit, "size", below=True, price=PRICE)
         assert float(rule.thresholds[0]) == pytest.approx(np.sqrt(2 * PRICE / (RATE * (2 - RATE * step))), abs=0.02)
-        depths = step * rule.exits(test)
+        depths = step * rule.stopped_at(test)
         errors.append(float(np.abs(depths - continuous_times(test.observations[:, 0, 0])).mean()))
         assert errors[-1] < step
     assert order(errors) == pytest.approx(1.0, abs=0.15)

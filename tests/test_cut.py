@@ -9,18 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from optdepth.batch import hidden, select
 from optdepth.errors import InputError
-from optdepth.networks import (
-    Exit,
-    PooledLinear,
-    PooledMLP,
-    StagedNetwork,
-    TokenHead,
-    hidden,
-    load_network,
-    select,
-    stage,
-)
+from optdepth.networks import Exit, PooledLinear, PooledMLP, StagedNetwork, TokenHead, load_network, stage
 from optdepth.networks.attach import choose
 from optdepth.networks.heads import PooledBranch
 from zoo import build, images, tokens

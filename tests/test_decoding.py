@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import optdepth as od
+from optdepth.batch import select
 from optdepth.errors import InputError
 from optdepth.inference import decoding
 from optdepth.inference.decoding import Decoder, token_flops
-from optdepth.networks.staged import select
 from optdepth.stopping.baselines import Threshold
 from optdepth.stopping.rule import FixedDepth, Origin
 from optdepth.tasks import token_cross_entropy
@@ -73,9 +73,9 @@ def test_what_is_written_is_what_states_handed_on_layer_by_layer_say(told) -> No
     assert len(text.exit.unique()) > 2
     followed = decoder.follow(torch.cat([PROMPT, text.tokens], dim=1), prompt=6)
     assert followed.loss == 0  # each next token is the one that was written
-    assert np.array_equal(followed.exits, text.exit.flatten().numpy())
+    assert np.array_equal(followed.stopped_at, text.exit.flatten().numpy())
     assert followed.costs == pytest.approx(text.cost.flatten().numpy())
-    assert followed.costs == pytest.approx(rule.origin.costs.paid()[followed.exits])
+    assert followed.costs == pytest.approx(rule.origin.costs.paid()[followed.stopped_at])
 
 
 def test_states_are_handed_on_as_the_definition_says(told) -> None:
@@ -115,7 +115,7 @@ def test_a_prompt_of_one_token(told) -> None:
     decoder = Decoder(model, network, rule)
     text = decoder.generate(PROMPT[:, :1], 6)
     followed = decoder.follow(torch.cat([PROMPT[:, :1], text.tokens], dim=1))
-    assert (followed.loss, followed.exits.tolist()) == (0, text.exit.flatten().tolist())
+    assert (followed.loss, followed.stopped_at.tolist()) == (0, text.exit.flatten().tolist())
 
 
 def test_padding_on_the_left_changes_nothing(told) -> None:
@@ -193,7 +193,7 @@ def test_merged_exits_hand_on_at_every_layer(told) -> None:
     decoder = Decoder(model, few, rule)
     text = decoder.generate(PROMPT, 10)
     followed = decoder.follow(torch.cat([PROMPT, text.tokens], dim=1), prompt=6)
-    assert followed.exits.tolist() == text.exit.flatten().tolist()
+    assert followed.stopped_at.tolist() == text.exit.flatten().tolist()
     assert followed.loss == 0
 
 
@@ -225,7 +225,7 @@ def test_what_a_token_costs(told) -> None:
         if name.rpartition(".")[2] in ("c_attn", "q_proj", "k_proj", "v_proj")
     )
     assert handed[0] == pytest.approx(2 * made / 4)  # queries, keys and values, and nothing behind them
-    assert costs.probe == pytest.approx(2 * layer * heads)
+    assert costs.look == pytest.approx(2 * layer * heads)
     # Together they are what the model itself does for one token behind its cache.
     cache = Decoder(model, network, FixedDepth(Origin(costs, network.fingerprint()), 3)).layers.cache()
     with torch.inference_mode():
@@ -254,7 +254,7 @@ def test_a_trace_of_tokens(told) -> None:
     # A token that nobody before it has stopped early meets what the trace says.
     rule = Threshold(Origin.of(trace, 0.1), "margin", torch.full((3,), 0.2))
     followed = Decoder(model, network, rule).follow(PROMPT, prompt=5)
-    assert followed.exits[2] == rule.exits(trace)[-2]
+    assert followed.stopped_at[2] == rule.stopped_at(trace)[-2]
 
 
 def test_from_heads_to_text(tmp_path: Path) -> None:

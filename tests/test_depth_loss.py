@@ -345,7 +345,7 @@ def test_matched_gradients_of_a_solved_rule_go_to_where_it_stops() -> None:
     model.solve(answers, labels, price=0.5)
     got = weights(model.loss, seen_by(model, answers, every))
     trace = Trace.from_answers(torch.stack(answers, 1), every, Costs.of(model.costs), kind="classes")
-    stops = snell(trace, price=0.5).exits(trace)
+    stops = snell(trace, price=0.5).stopped_at(trace)
     assert torch.equal(got, torch.eye(exits)[stops])
     assert len(np.unique(stops)) > 1
     # What J then is, is the value of that rule: on what fitted it, below that of every fixed depth.

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from optdepth.batch import select
 from optdepth.costs import flops
 from optdepth.errors import InputError
 from optdepth.inference.clock import clock
@@ -16,13 +17,10 @@ from optdepth.inference.engine import Answer, Engine
 from optdepth.inference.stream import stream
 from optdepth.inference.timings import Timings, latency
 from optdepth.networks import StagedNetwork, resnet
-from optdepth.networks.staged import select
 from optdepth.record import record
-from optdepth.stopping.baselines import Threshold, confidence, entropy, patience
-from optdepth.stopping.lookahead import lookahead
-from optdepth.stopping.rule import FixedDepth, Origin, Rule
-from optdepth.stopping.snell import snell
-from optdepth.trace import Trace
+from optdepth.stopping.gain import GainRule
+from optdepth.stopping.rule import FixedDepth, Origin
+from settings import Counting, Glancing, Setting, anywhere, counted
 
 RULES = ("confidence", "entropy", "margin", "patience", "additive", "hinged")
 
@@ -33,7 +31,7 @@ RULES = ("confidence", "entropy", "margin", "patience", "additive", "hinged")
 def test_engine_equals_the_rule_on_the_trace(setting: Setting, name: str, size: int, order: int) -> None:
     """Exits exactly, costs exactly, logits to rounding; for any batch size and any order of the samples."""
     rule = setting.rules[name]
-    exits = rule.exits(setting.test)
+    exits = rule.stopped_at(setting.test)
     assert np.array_equal(exits, setting.stops[name][200:])
     shuffled = np.random.default_rng(order).permutation(200)[: 200 if size > 7 else 30]
     engine = Engine(setting.network, rule)
@@ -63,7 +61,7 @@ def test_every_decision_of_the_setting_is_far_from_a_tie(setting: Setting, name:
 def test_two_exits_behind_one_block(size: int) -> None:
     """The block is run and paid once, whoever asks its second head pays that too."""
     given = Glancing()
-    exits = given.rule.exits(given.trace)
+    exits = given.rule.stopped_at(given.trace)
     assert np.bincount(exits, minlength=3).min() > 0
     stages = [Counting(stage) for stage in given.network.stages]
     network = StagedNetwork(given.network.stem, stages, given.network.heads, given.network.exits).eval()
@@ -81,7 +79,7 @@ def test_two_exits_behind_one_block_on_the_clock() -> None:
     timings = Timings.measure(given.network, given.inputs, sizes=(1, 16), repeats=1)
     assert timings.costs(16).reach[1] < timings.costs(16).reach[2]
     answer = Engine(given.network, given.rule, timings=timings)(given.inputs)
-    assert np.array_equal(answer.exit, given.rule.exits(given.trace))
+    assert np.array_equal(answer.exit, given.rule.stopped_at(given.trace))
 
 
 def test_layers_behind_the_last_exit_taken_are_not_run(setting: Setting) -> None:
@@ -97,7 +95,7 @@ def test_layers_behind_the_last_exit_taken_are_not_run(setting: Setting) -> None
 def test_only_survivors_go_on(setting: Setting) -> None:
     network, stages, _ = counted(setting.network)
     rule = anywhere(setting.rules["confidence"])
-    exits = rule.exits(setting.test)
+    exits = rule.stopped_at(setting.test)
     Engine(network, rule)(setting.inputs[200:])
     survivors = [int((exits >= k).sum()) for k in range(3)]
     assert [sum(stage.sizes) for stage in stages] == survivors
@@ -139,14 +137,31 @@ def test_flops_of_a_convolution_and_a_head_are_the_textbook_count(setting: Setti
     stem = 2 * 8 * 8 * 8 * (1 * 9)  # two operations a product; 8x8 places, 8 channels out, 9 weights each
     block = 2 * (2 * 8 * 8 * 8 * (8 * 9))
     assert costs.reach[0] == stem + block
-    np.testing.assert_allclose(costs.probe, [2 * 8 * 4, 2 * 16 * 4, 2 * 32 * 4])
+    np.testing.assert_allclose(costs.look, [2 * 8 * 4, 2 * 16 * 4, 2 * 32 * 4])
     assert costs.unit == "FLOPs"
 
 
-def test_latency_parts_add_up_to_about_the_whole(setting: Setting) -> None:
-    costs = latency(setting.network, setting.inputs[:32], repeats=20)
-    assert (np.diff(costs.reach) > 0).all()
-    assert (costs.probe > 0).all()
+class Ticking(nn.Module):
+    """A module that takes so many milliseconds by a clock of ours."""
+
+    def __init__(self, inner: nn.Module, clock: list[float], spent: float) -> None:
+        super().__init__()
+        self.inner, self.clock, self.spent = inner, clock, spent
+
+    def forward(self, state: Tensor) -> Tensor:
+        self.clock[0] += self.spent / 1e3
+        return self.inner(state)
+
+
+def test_latency_parts_add_up_to_the_whole(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, whole = [0.0], setting.network
+    monkeypatch.setattr("optdepth.inference.timings.now", lambda device: clock[0])
+    stages = [Ticking(stage, clock, spent) for stage, spent in zip(whole.stages, (3.0, 1.0, 4.0), strict=True)]
+    heads = [Ticking(head, clock, spent) for head, spent in zip(whole.heads, (0.5, 0.25, 0.75), strict=True)]
+    network = StagedNetwork(Ticking(whole.stem, clock, 2.0), stages, heads, whole.exits)
+    costs = latency(network, setting.inputs[:32], repeats=2)
+    np.testing.assert_allclose(costs.reach * 32, [2 + 3, 2 + 3 + 1, 2 + 3 + 1 + 4])
+    np.testing.assert_allclose(costs.look * 32, [0.5, 0.25, 0.75])
     assert "batch 32" in costs.unit
     with pytest.raises(InputError, match="repeats is 0"):
         latency(setting.network, setting.inputs[:32], repeats=0)
@@ -245,10 +260,10 @@ def test_a_batch_is_cut_where_large_ones_are_slow_and_no_answer_changes(setting:
 def test_costs_at_a_batch_size_are_the_measured_times_a_sample(setting: Setting) -> None:
     stages, looks = np.array([[2.0, 8.0], [1.0, 4.0]]), np.array([[0.5, 1.0], [0.1, 0.2]])
     timings = Timings("", np.array([1.0, 5.0]), stages, looks, np.zeros((2, 2)), threads=1)
-    for batch, reach, probe in ((1, [2, 3], [0.5, 0.1]), (5, [1.6, 2.4], [0.2, 0.04]), (3, [5 / 3, 2.5], [0.25, 0.05])):
+    for batch, reach, look in ((1, [2, 3], [0.5, 0.1]), (5, [1.6, 2.4], [0.2, 0.04]), (3, [5 / 3, 2.5], [0.25, 0.05])):
         costs = timings.costs(batch)
         np.testing.assert_allclose(costs.reach, reach)
-        np.testing.assert_allclose(costs.probe, probe)
+        np.testing.assert_allclose(costs.look, look)
         assert costs.unit == f"ms a sample at batch {batch}, 1 threads"
 
 
@@ -321,6 +336,6 @@ def test_compiled_stages_are_whole_graphs_and_are_not_compiled_again(setting: Se
 def test_answer_depends_on_no_neighbour(setting: Setting) -> None:
     engine = Engine(setting.network, setting.rules["additive"])
     whole = engine(setting.inputs[200:264])
-    alone: list[Trace] = [engine(setting.inputs[i : i + 1]) for i in range(200, 264)]
+    alone = [engine(setting.inputs[i : i + 1]) for i in range(200, 264)]
     assert torch.equal(whole.exit, torch.cat([a.exit for a in alone]))
     torch.testing.assert_close(whole.logits, torch.cat([a.logits for a in alone]), rtol=1e-4, atol=1e-4)

@@ -177,7 +177,7 @@ def test_it_stops_in_the_interval_before_the_exit_of_the_rule_on_the_grid(
         stopped = FlowEngine(trained, rule)(images)
     answer = Engine(trained, rule)(images)
     assert torch.equal(stopped.exit, answer.exit)
-    np.testing.assert_array_equal(stopped.exit.numpy(), rule.exits(traces[1]))
+    np.testing.assert_array_equal(stopped.exit.numpy(), rule.stopped_at(traces[1]))
     grid = torch.linspace(0, 1, 9)
     assert (stopped.time <= grid[stopped.exit] + 1e-6).all()
     assert (stopped.time >= grid[(stopped.exit - 1).clamp(min=0)] - 1e-6).all()

@@ -73,7 +73,7 @@ def test_the_sweep_runs_from_the_full_accuracy_to_the_first_exit(halves: list[Tr
 
 def test_a_sweep_in_another_unit_of_cost_has_the_same_worth(halves: list[Trace]) -> None:
     fit = halves[0]
-    dear = Costs(1000 * fit.costs.reach, 1000 * fit.costs.probe, 1000 * fit.costs.answer)
+    dear = Costs(1000 * fit.costs.reach, 1000 * fit.costs.look, 1000 * fit.costs.answer)
     again = Trace(fit.losses, fit.observations, dear, fit.features)
     assert prices_for(again) == pytest.approx(prices_for(fit) / 1000)
 
@@ -87,7 +87,7 @@ def test_where_depth_gains_nothing_there_is_still_a_sweep() -> None:
 def test_fixed_depths_pay_for_one_look(halves: list[Trace]) -> None:
     test = halves[1]
     depths = fixed_depths(test)
-    assert [depth.cost for depth in depths] == pytest.approx(list(test.costs.reach + test.costs.probe))
+    assert [depth.cost for depth in depths] == pytest.approx(list(test.costs.reach + test.costs.look))
     assert [depth.loss for depth in depths] == pytest.approx(list(test.losses.mean(axis=0)))
 
 
@@ -140,7 +140,7 @@ def test_bad_input_is_refused(halves: list[Trace]) -> None:
         frontier("snell", fit, Trace.concat([test, fit.select(np.arange(10))]), [0.1])
     with pytest.raises(InputError, match="at least two"):
         prices_for(fit, count=1)
-    free = Trace(fit.losses, fit.observations, Costs.of(np.zeros(fit.exits)), fit.features)
+    free = Trace(fit.losses, fit.observations, Costs.of(np.zeros(fit.n_exits)), fit.features)
     with pytest.raises(InputError, match="no price makes stopping early pay"):
         prices_for(free)
     with pytest.raises(InputError, match="costs nothing"):

@@ -48,7 +48,7 @@ def test_a_rule_decides_on_one_sample_as_on_a_batch(splits: tuple[Trace, Trace],
     fit, test = splits
     rule = solver(fit, price=0.1)
     columns = torch.from_numpy(test.columns(rule.features))
-    for k in range(test.exits - 1):
+    for k in range(test.n_exits - 1):
         stops = rule.stop(k, columns[:, k]).tolist()
         assert [rule.decide(k, row) for row in columns[:, k].tolist()] == stops
 
@@ -67,7 +67,7 @@ def test_dear_looks_are_left_out_and_that_is_worth_it(splits: tuple[Trace, Trace
     rule, everywhere = placed(fit, price=0.2), snell(fit, price=0.2, features=("margin",))
     assert 2 <= sum(rule.looks) < sum(everywhere.looks)
     value = lambda rule: np.mean(  # noqa: E731
-        (test.losses + 0.2 * test.costs.paid(rule.looks))[np.arange(len(test)), rule.exits(test)]
+        (test.losses + 0.2 * test.costs.paid(rule.looks))[np.arange(len(test)), rule.stopped_at(test)]
     )
     assert value(rule) < value(everywhere)
 
@@ -88,7 +88,7 @@ def test_a_placed_rule_survives_being_saved(splits: tuple[Trace, Trace], tmp_pat
     rule.save(tmp_path)
     again = Rule.load(tmp_path)
     assert again.looks == rule.looks
-    assert np.array_equal(again.exits(test), rule.exits(test))
+    assert np.array_equal(again.stopped_at(test), rule.stopped_at(test))
 
 
 def test_where_no_look_pays_there_is_none(splits: tuple[Trace, Trace]) -> None:

@@ -36,7 +36,7 @@ class Trained:
         od.train(self.network, self.data, loss=loss, epochs=14, seed=0, **options)
         counted = od.flops(self.network, next(self.data.batches("fit", 1))[0])
         step = step_cost(counted)
-        self.costs = od.Costs(counted.reach / step, counted.probe / step, counted.answer / step, "steps")
+        self.costs = od.Costs(counted.reach / step, counted.look / step, counted.answer / step, "steps")
         self.recorded = od.unrolled(self.network, 4 * STEPS)
         self.fit = self.record(self.recorded, "fit", with_steps(self.costs, 4 * STEPS))
 
@@ -51,7 +51,7 @@ class Trained:
     @functools.cache  # noqa: B019
     def judged(self, price: float) -> tuple[od.Engine, od.Trace, od.Evaluation]:
         """The engine without a greatest depth, and what its rule does on as long a trace of the test split."""
-        engine = od.endless(self.network, self.rule(price))
+        engine = od.looped_engine(self.network, self.rule(price))
         test = self.record(engine.network, "test", engine.rule.origin.costs)
         return engine, test, od.evaluate(engine.rule, test)
 
@@ -109,7 +109,7 @@ def test_every_step_costs_the_same() -> None:
     longer = od.flops(od.unrolled(small(), 20), torch.zeros(2, 1, 8, 8))
     for steps in (2, 6, 20):
         more = with_steps(costs, steps)
-        for part in ("reach", "probe", "answer"):
+        for part in ("reach", "look", "answer"):
             np.testing.assert_allclose(getattr(more, part), getattr(longer, part)[:steps])
 
 
@@ -147,12 +147,12 @@ def test_endless_is_the_rule_on_as_long_a_trace(trained: Trained, price: float) 
     images = torch.cat([x for x, _ in trained.data.batches("test")])
     for size in (64, 359):
         answers = [engine(chunk) for chunk in images.split(size)]
-        np.testing.assert_array_equal(torch.cat([answer.exit for answer in answers]), found.exits)
+        np.testing.assert_array_equal(torch.cat([answer.exit for answer in answers]), found.stopped_at)
         np.testing.assert_allclose(torch.cat([answer.cost for answer in answers]), found.costs)
 
 
 def test_it_goes_deeper_than_it_was_trained_and_recorded(trained: Trained) -> None:
-    engine = od.endless(trained.network, trained.rule(0.003))
+    engine = od.looped_engine(trained.network, trained.rule(0.003))
     exits = torch.cat([engine(x).exit for x, _ in trained.data.batches("test")])
     assert STEPS <= exits.max() < engine.rule.limit
 
@@ -160,7 +160,7 @@ def test_it_goes_deeper_than_it_was_trained_and_recorded(trained: Trained) -> No
 @pytest.mark.parametrize("price", PRICES)
 def test_it_is_no_worse_than_the_best_fixed_number_of_steps(trained: Trained, price: float) -> None:
     _, test, found = trained.judged(price)
-    alone = trained.fit.costs.reach + trained.fit.costs.probe
+    alone = trained.fit.costs.reach + trained.fit.costs.look
     best = int((trained.fit.losses.mean(axis=0) + price * alone).argmin())
     lead = test.losses[:, best] + price * alone[best] - found.losses - price * found.costs
     assert lead.mean() > -3 * lead.std() / np.sqrt(len(lead))
@@ -170,7 +170,7 @@ def test_the_finite_depth_report_holds_on_cross_entropy(trained: Trained) -> Non
     """One head, shared, after a 1-Lipschitz mean: no recorded step breaks what bound (C) derives from that."""
     price = 0.03
     nats = trained.record(trained.recorded, "fit", trained.fit.costs, loss=cross_entropy)
-    engine = od.endless(trained.network, od.stationary(nats, price=price).rule)
+    engine = od.looped_engine(trained.network, od.stationary(nats, price=price).rule)
     test = trained.record(engine.network, "test", engine.rule.origin.costs, loss=cross_entropy)
     sizes = []
     with torch.inference_mode():
@@ -197,7 +197,7 @@ def never_stops(network: od.StagedNetwork, price: float) -> Stationary:
 
 def test_a_rule_that_never_stops_is_stopped_by_the_bound(images: torch.Tensor) -> None:
     network = small()
-    answer = od.endless(network, never_stops(network, 0.04))(images)
+    answer = od.looped_engine(network, never_stops(network, 0.04))(images)
     assert (answer.exit == 25).all()  # 26 steps: the first, and 1 / 0.04 that are worth all there is to gain
     assert (answer.cost == 26).all()
 
@@ -207,10 +207,12 @@ def test_only_steps_that_are_taken_are_run(trained: Trained) -> None:
     images = next(trained.data.batches("test", 359))[0]
     sizes: list[int] = []
     handle = trained.network.stages[-1].register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0][0])))
-    for deepest in (found.exits.min(), 2, found.exits.max()):
+    for deepest in (found.stopped_at.min(), 2, found.stopped_at.max()):
         sizes.clear()
-        engine(images[found.exits <= deepest])
-        assert sizes == [int(((found.exits <= deepest) & (found.exits >= k)).sum()) for k in range(int(deepest) + 1)]
+        engine(images[found.stopped_at <= deepest])
+        assert sizes == [
+            int(((found.stopped_at <= deepest) & (found.stopped_at >= k)).sum()) for k in range(int(deepest) + 1)
+        ]
     handle.remove()
 
 
@@ -218,9 +220,9 @@ def test_a_saved_rule_keeps_its_limit(trained: Trained, tmp_path: Path) -> None:
     rule = trained.rule(0.01)
     rule.save(tmp_path)
     images = next(trained.data.batches("test", 50))[0]
-    back = od.endless(trained.network, od.Rule.load(tmp_path))
+    back = od.looped_engine(trained.network, od.Rule.load(tmp_path))
     assert back.rule.limit == rule.limit
-    assert torch.equal(back(images).exit, od.endless(trained.network, rule)(images).exit)
+    assert torch.equal(back(images).exit, od.looped_engine(trained.network, rule)(images).exit)
 
 
 def test_bad_input_says_what_to_do(tmp_path: Path, trained: Trained) -> None:
@@ -237,7 +239,7 @@ def test_bad_input_says_what_to_do(tmp_path: Path, trained: Trained) -> None:
     with pytest.raises(InputError, match="steps=0"):
         od.unrolled(small(), 0)
     with pytest.raises(InputError, match="was solved for network"):
-        od.endless(small(seed=3), trained.rule(0.01))
+        od.looped_engine(small(seed=3), trained.rule(0.01))
     frozen = {"epochs": 1, "seed": 0, "out": tmp_path, "backbone": "frozen", "progress": False}
     with pytest.raises(InputError, match="share the last head has nothing to train"):
         od.train(small(), trained.data, loss=depth_loss("deep-supervision", 0.0), **frozen)

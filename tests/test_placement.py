@@ -15,8 +15,8 @@ from optdepth.stopping.rule import FixedDepth, Origin
 from optdepth.trace import Costs, Trace
 
 
-def priced(trace: Trace, probe: float) -> Trace:
-    costs = Costs.of(trace.costs.reach, probe)
+def priced(trace: Trace, look: float) -> Trace:
+    costs = Costs.of(trace.costs.reach, look)
     return Trace(
         trace.losses, trace.observations, costs, trace.features, trace.posterior_losses, trace.source, trace.rows
     )
@@ -58,7 +58,7 @@ def test_no_other_placement_is_better_for_another_solver_on_other_samples(price:
             result = evaluate(confidence(keep(fit, exits), price=price, per_exit=True), keep(test, exits))
         return result.losses + price * result.costs
 
-    chosen = judged(found.exits)
+    chosen = judged(found.kept)
     assert chosen.mean() == pytest.approx(found.value, abs=3 * np.hypot(found.error, chosen.std() / np.sqrt(len(test))))
     for size in range(5):
         for early in itertools.combinations(range(4), size):
@@ -75,7 +75,7 @@ def test_a_local_search_is_close_to_the_exhaustive_one_and_says_how_close(monkey
     behind = np.array([n.value - b.value for b, n in zip(best, near, strict=True)])
     scale = np.array([b.value for b in best])
     print(
-        [b.exits for b in best],
+        [b.kept for b in best],
         (behind == 0).mean(),
         (behind / scale).max(),
         [n.distance for n in near],
@@ -88,7 +88,7 @@ def test_a_local_search_is_close_to_the_exhaustive_one_and_says_how_close(monkey
 
 def test_looks_are_dropped_as_they_get_dear_and_the_last_exit_stays() -> None:
     trace = noisy_trace(3_000, exits=6)
-    counts = [len(place(priced(trace, probe), price=0.2).exits) for probe in (0.0, 0.05, 0.2, 5.0)]
+    counts = [len(place(priced(trace, look), price=0.2).kept) for look in (0.0, 0.05, 0.2, 5.0)]
     assert counts == sorted(counts, reverse=True)
     assert counts[0] >= 5
     assert counts[-1] <= 2
@@ -98,7 +98,7 @@ def test_looks_are_dropped_as_they_get_dear_and_the_last_exit_stays() -> None:
 def test_at_most_so_many_exits_are_kept() -> None:
     trace = noisy_trace(1_000, exits=14)  # 8,192 placements, but only 1 + 13 + 78 of three exits or fewer
     found = place(trace, price=0.1, most=3)
-    assert len(found.exits) <= 3
+    assert len(found.kept) <= 3
     assert found.tried == 92
     assert found.exhaustive
     assert str(found).startswith("keep 3 of 14 exits: ")

@@ -24,7 +24,7 @@ from optdepth.stopping.snell import snell
 from optdepth.trace import Costs, Trace
 
 HALVES = slice(0, 120), slice(120, 240)
-COSTS = Costs.of([1.0, 2.0, 3.0, 4.0], probe=0.1)
+COSTS = Costs.of([1.0, 2.0, 3.0, 4.0], look=0.1)
 
 
 def spoiled(samples: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,10 +105,10 @@ def test_the_engine_answers_by_the_recall_of_its_rule() -> None:
         found = evaluate(rule, test)
         for size in (1, 7, 120):
             answers = [Engine(network, rule)(part) for part in inputs[HALVES[1]].split(size)]
-            np.testing.assert_array_equal(torch.cat([a.exit for a in answers]), found.exits)
+            np.testing.assert_array_equal(torch.cat([a.exit for a in answers]), found.stopped_at)
             wrong = torch.cat([a.logits for a in answers]).argmax(-1) != labels[HALVES[1]]
             np.testing.assert_array_equal(wrong.double(), found.losses)
-    assert len(set(found.exits)) == 1
+    assert len(set(found.stopped_at)) == 1
 
 
 def test_windows_that_cannot_be_are_refused() -> None:

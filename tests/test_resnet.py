@@ -40,7 +40,7 @@ def test_the_second_exit_of_a_block_costs_its_head_alone() -> None:
     network = resnet(14, classes=4, channels=1, exits="ends", heads="conv+tail", seed=0)
     costs = flops(network, torch.rand(1, 1, 32, 32))
     assert costs.reach[0] == costs.reach[1] < costs.reach[2]
-    assert 0 < costs.probe[0] < costs.probe[1] / 10
+    assert 0 < costs.look[0] < costs.look[1] / 10
 
 
 @pytest.mark.parametrize("exits", ["all", "ends", ["stage2.block1", "stage3.block3"]])
@@ -115,8 +115,8 @@ def test_convolutional_heads_leave_the_trunk_as_it_was_and_are_saved(heads: str,
 def test_convolutional_heads_cost_what_they_say(heads: str, most: float) -> None:
     costs = flops(resnet(20, classes=10, heads=heads, seed=0), torch.rand(1, 3, 32, 32)).relative()
     assert costs.full == pytest.approx(1)
-    assert (costs.probe[:-1] > 0.009).all()
-    assert (costs.probe[:-1] < most).all()
+    assert (costs.look[:-1] > 0.009).all()
+    assert (costs.look[:-1] < most).all()
 
 
 @pytest.mark.parametrize(

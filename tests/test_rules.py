@@ -169,9 +169,9 @@ def test_at_price_zero_depth_that_helps_is_used_to_the_end() -> None:
     losses = np.repeat([[0.9, 0.5, 0.1]], 200, axis=0)
     observations = np.random.default_rng(0).random((200, 3, 1))
     trace = Trace(losses, observations, Costs.of([1.0, 2.0, 3.0]))
-    assert (snell(trace, price=0.0).exits(trace) == 2).all()
-    assert (snell(trace, price=100.0).exits(trace) == 0).all()
-    assert (lookahead(trace, price=0.0).exits(trace) == 2).all()
+    assert (snell(trace, price=0.0).stopped_at(trace) == 2).all()
+    assert (snell(trace, price=100.0).stopped_at(trace) == 0).all()
+    assert (lookahead(trace, price=0.0).stopped_at(trace) == 2).all()
 
 
 @pytest.mark.parametrize("solver", [snell, lookahead, confidence, patience])
@@ -214,7 +214,7 @@ def test_saved_rules_decide_the_same(solver, splits: tuple[Trace, Trace], tmp_pa
     rule.save(tmp_path)
     back = Rule.load(tmp_path)
     assert type(back) is type(rule)
-    np.testing.assert_array_equal(back.exits(test), rule.exits(test))
+    np.testing.assert_array_equal(back.stopped_at(test), rule.stopped_at(test))
     assert back.origin.price == 0.1
 
 
@@ -247,15 +247,15 @@ def test_damaged_and_foreign_rules_are_refused(splits: tuple[Trace, Trace], tmp_
         Rule.load(tmp_path)
     (tmp_path / "rule.safetensors").write_bytes(whole)
     text = (tmp_path / "rule.json").read_text()
-    (tmp_path / "rule.json").write_text(text.replace('"version": 2', '"version": 3'))
-    with pytest.raises(InputError, match="version 3"):
+    (tmp_path / "rule.json").write_text(text.replace('"version": 3', '"version": 99'))
+    with pytest.raises(InputError, match="version 99"):
         Rule.load(tmp_path)
     (tmp_path / "rule.json").write_text(text.replace('"Threshold"', '"Elsewhere"'))
     with pytest.raises(InputError, match="kind 'Elsewhere'"):
         Rule.load(tmp_path)
     short = noisy_trace(20, exits=3)
     with pytest.raises(InputError, match="decides between 8 exits, but here are 3"):
-        rule.exits(short)
+        rule.stopped_at(short)
 
 
 def test_look_ahead_is_enough_exactly_in_the_monotone_case() -> None:

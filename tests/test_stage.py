@@ -10,8 +10,9 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from optdepth import DepthLoss, Engine, TensorData, confidence, flops, latency, load_data, record, train
+from optdepth.batch import hidden, select
 from optdepth.errors import InputError
-from optdepth.networks import StagedNetwork, hidden, load_network, select, stage
+from optdepth.networks import StagedNetwork, load_network, stage
 from zoo import IMAGES, TOKENS, build, images, tokens
 
 
@@ -217,7 +218,7 @@ def test_dicts_from_training_to_the_engine(tmp_path: Path) -> None:
     batch, _ = next(data.batches("train", 16))
     engine = Engine(network, rule)
     together = engine(batch)
-    assert set(rule.exits(trace)[:16]) == set(together.exit.tolist())
+    assert set(rule.stopped_at(trace)[:16]) == set(together.exit.tolist())
     for row in range(16):
         single = engine(data.inputs({key: tensor[row : row + 1] for key, tensor in batch.items()}))
         assert single.exit[0] == together.exit[row]

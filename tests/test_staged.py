@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from optdepth.batch import hidden, select
 from optdepth.errors import InputError
-from optdepth.networks import Exit, StagedNetwork, hidden, load_network, residual_size, resnet, select
+from optdepth.networks import Exit, StagedNetwork, load_network, residual_size, resnet
 
 SAVED = {"depth": 8, "classes": 3, "channels": 1, "width": 4, "seed": 0}
 

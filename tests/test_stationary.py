@@ -73,7 +73,7 @@ def test_the_rule_attains_the_exact_value_on_longer_paths_than_it_saw() -> None:
     found = evaluate(stationary(walk(4_000, 12, seed=0), price=price).rule.over(longer.costs), longer)
     exact = walk_values(price)[longer.observations[:, 0, 0].astype(int)].mean()
     ahead = found.value(price) - price * longer.costs.paid()[0]
-    assert found.exits.max() > 20
+    assert found.stopped_at.max() > 20
     assert ahead == pytest.approx(exact, abs=3 * found.value_error(price))
 
 
@@ -115,14 +115,16 @@ def test_saved_rules_decide_the_same(tmp_path: Path) -> None:
     assert torch.equal(back.stop(3, places), rule.stop(0, places))
     assert torch.equal(back.value(places), rule.value(places))
     longer = walk(100, 30, seed=9)
-    np.testing.assert_array_equal(back.over(longer.costs).exits(longer), rule.over(longer.costs).exits(longer))
+    np.testing.assert_array_equal(
+        back.over(longer.costs).stopped_at(longer), rule.over(longer.costs).stopped_at(longer)
+    )
 
 
 def test_it_is_set_to_other_depths_by_name_and_never_to_other_costs() -> None:
     rule = stationary(walk(2_000, 8, seed=0), price=0.02).rule
     longer = walk(100, 30, seed=9)
     with pytest.raises(InputError, match=r"set to 8 steps, but here are 30; rule\.over"):
-        rule.exits(longer)
+        rule.stopped_at(longer)
     with pytest.raises(InputError, match="a step costs 2 here, the rule was solved for 1"):
         rule.over(Costs.of(2.0 * np.arange(1, 31)))
     with pytest.raises(InputError, match=r"the step to exit 1 costs 1, that to exit 3 4"):

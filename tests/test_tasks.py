@@ -141,15 +141,15 @@ def test_it_learns_a_number(digits: Digits) -> None:
 @pytest.mark.parametrize("price", [0.02, 0.1, 0.4])
 def test_the_solved_rule_is_no_worse_than_the_best_fixed_depth(setting: Regression | Digits, price: float) -> None:
     """Beyond noise, and what the rule pays for the looks on its way, of which a fixed depth has one."""
-    fit, test, alone = setting.fit, setting.test, setting.costs.reach + setting.costs.probe
+    fit, test, alone = setting.fit, setting.test, setting.costs.reach + setting.costs.look
     best = int((fit.losses.mean(axis=0) + price * alone).argmin())
     found = od.evaluate(od.snell(fit, price=price), test)
     lead = test.losses[:, best] + price * alone[best] - found.losses - price * found.costs
-    assert lead.mean() > -3 * lead.std() / np.sqrt(len(lead)) - price * setting.costs.probe.sum()
+    assert lead.mean() > -3 * lead.std() / np.sqrt(len(lead)) - price * setting.costs.look.sum()
 
 
 def test_the_solved_rule_beats_the_best_fixed_depth_where_samples_differ(digits: Digits) -> None:
-    price, alone = 0.2, digits.costs.reach + digits.costs.probe
+    price, alone = 0.2, digits.costs.reach + digits.costs.look
     best = int((digits.fit.losses.mean(axis=0) + price * alone).argmin())
     found = od.evaluate(od.snell(digits.fit, price=price), digits.test)
     lead = digits.test.losses[:, best] + price * alone[best] - found.losses - price * found.costs
@@ -161,7 +161,7 @@ def test_the_engine_stops_where_the_trace_says(setting: Regression | Digits, pri
     """Answers (n,) for diabetes, (n, 1) for the digits; whatever the batch size."""
     fixed = [od.FixedDepth(od.snell(setting.fit, price=price).origin, k) for k in (0, 2)]
     for rule in (od.snell(setting.fit, price=price), tuned(setting.fit, "change", price=price, below=True), *fixed):
-        exits, engine = rule.exits(setting.test), od.Engine(setting.network, rule)
+        exits, engine = rule.stopped_at(setting.test), od.Engine(setting.network, rule)
         with torch.inference_mode():
             whole = torch.stack(setting.network(setting.inputs))
         for size in (1, 50, len(exits)):
@@ -282,7 +282,7 @@ def test_a_token_task_runs_from_training_to_the_engine() -> None:
     )
     assert test.losses[:, -1].mean() < 0.2
     rule = od.snell(fit, price=0.1)
-    exits_there = od.evaluate(rule, test).exits
+    exits_there = od.evaluate(rule, test).stopped_at
     assert len(set(exits_there.tolist())) > 1
     engine = od.Engine(network, rule)
     together = engine(tokens[450:])
@@ -296,7 +296,7 @@ def test_traces_of_any_loss_are_saved_and_made_by_hand(regression: Regression, t
     regression.test.save(tmp_path / "trace.safetensors")
     back = od.Trace.load(tmp_path / "trace.safetensors")
     rule = od.snell(regression.fit, price=0.1)
-    np.testing.assert_array_equal(rule.exits(back), rule.exits(regression.test))
+    np.testing.assert_array_equal(rule.stopped_at(back), rule.stopped_at(regression.test))
     with torch.inference_mode():
         answers = torch.stack(regression.network(regression.inputs), dim=1)
     made = od.Trace.from_answers(answers, regression.test.losses, regression.costs, kind="numbers")

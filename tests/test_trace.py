@@ -35,8 +35,8 @@ def test_paid_adds_trunk_looks_and_answer() -> None:
     [
         (lambda: Costs.of([2.0, 1.0]), "reach falls from 2 at exit 0 to 1 at exit 1"),
         (lambda: Costs.of([1.0, np.nan]), "reach cost of exit 1 is nan"),
-        (lambda: Costs.of([1.0, 2.0], [-0.1, 0.0]), "probe cost of exit 0 is -0.1"),
-        (lambda: Costs.of([1.0, 2.0], [0.1, 0.1, 0.1]), "probe has shape"),
+        (lambda: Costs.of([1.0, 2.0], [-0.1, 0.0]), "look cost of exit 0 is -0.1"),
+        (lambda: Costs.of([1.0, 2.0], [0.1, 0.1, 0.1]), "look has shape"),
         (lambda: Costs.of([[1.0]]), "shape"),
     ],
 )

@@ -6,8 +6,8 @@ from .data import load_data
 from .errors import InputError
 from .inference.budget import BudgetedEngine
 from .inference.decoding import Decoder, token_flops
-from .inference.endless import endless
 from .inference.engine import Answer, Engine
+from .inference.looped import looped_engine
 from .inference.monitor import Monitor
 from .inference.stream import stream
 from .inference.timings import Timings, latency
@@ -52,7 +52,6 @@ __all__ = [
     "best_recall",
     "certified",
     "confidence",
-    "endless",
     "entropy",
     "evaluate",
     "finite_depth",
@@ -64,6 +63,7 @@ __all__ = [
     "load_network",
     "lookahead",
     "looped",
+    "looped_engine",
     "neural_ode",
     "patience",
     "place",

@@ -117,54 +117,32 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Trains a residual network with exits. Interrupted, the same command goes on from the last full epoch."""
-    from .costs import flops
-    from .networks import load_network, resnet, transplant
-    from .training.depth_loss import depth_loss
-    from .training.loop import train as fit
-    from .workflow import Run
+    from .workflow import Run, train_run
 
-    run = Run(out)
-    objective = depth_loss(loss, price)
-    loaded = run.begin(data, seed, image_size)
-    names = exits if exits in ("all", "ends", "last") else exits.split(",")
-    network = resnet(
-        depth,
-        classes=len(loaded.classes),
-        channels=loaded.channels,
-        width=width,
-        exits=names,
-        heads=heads,
-        seed=seed,
-    )
-    if start is not None:
-        transplant(network, load_network(start / "network"))
-    costs = flops(network, next(loaded.batches("fit", 1))[0]).relative().paid()
     try:
-        history = fit(
-            network,
-            loaded,
-            loss=objective,
-            costs=costs.tolist(),
+        history = train_run(
+            Run(out),
+            data=data,
+            image_size=image_size,
+            network={"depth": depth, "width": width, "exits": exits, "heads": heads},
+            start=start,
+            loss=loss,
+            price=price,
+            seed=seed,
+            progress=not as_json,
             epochs=epochs,
             batch_size=batch,
             lr=lr,
             schedule=schedule,
             precision=precision,
             backbone=backbone,
-            seed=seed,
-            out=out,
-            progress=not as_json,
         )
     except KeyboardInterrupt:
         _err.print("stopped; the same command goes on from the last full epoch")
         raise typer.Exit(130) from None
-    run.note(_command())
-    last = history.epochs[-1]
-    result = {
-        "epochs": len(history.epochs),
-        "fit accuracy": dict(zip((exit.name for exit in network.exits), last.accuracy, strict=True)),
-    }
-    said = f"{len(history.epochs)} epochs; accuracy on the fit split {last.accuracy[-1]:.1%} at full depth"
+    Run(out).note(_command())
+    *_, full = history["fit accuracy"].values()
+    result, said = history, f"{history['epochs']} epochs; accuracy on the fit split {full:.1%} at full depth"
     _show(as_json, result, f"{said}; next: optdepth record {out}")
 
 
@@ -185,7 +163,7 @@ def record(
     here.note(_command())
     sizes = {name: len(trace) for name, trace in traces.items()}
     said = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
-    result = {"samples": sizes, "exits": traces["fit"].exits, "unit": traces["fit"].costs.unit}
+    result = {"samples": sizes, "exits": traces["fit"].n_exits, "unit": traces["fit"].costs.unit}
     _show(as_json, result, f"recorded {said} samples; next: optdepth solve {run} --price 0.05")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -10,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from .batch import Inputs, hidden
 from .networks import StagedNetwork
-from .networks.staged import Inputs, hidden
 from .trace import Costs
 
 
@@ -53,10 +52,3 @@ def _costs(parts: np.ndarray, unit: str) -> Costs:
     stages = parts[1::2].copy()
     stages[0] += parts[0]
     return Costs.of(np.cumsum(stages), parts[2::2], 0.0, unit)
-
-
-def now(device: torch.device) -> float:
-    """Seconds on the clock, with all work on the device done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

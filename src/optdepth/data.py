@@ -18,11 +18,11 @@ from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import Progress
 from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .errors import InputError
+from .splits import carve
 
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "labels", "fine_label")
 SOURCES = "give 'digits', a folder of parquet files or images, or a hub name"
@@ -260,28 +260,6 @@ def _classes(tables: dict[str, datasets.Dataset], name: str) -> tuple[str, ...]:
                 f"{name}: label {label} in row {bad[0]} of {key} is not in 0..{len(names) - 1}: correct it"
             )
     return names
-
-
-def carve(
-    labels: Int64[np.ndarray, " n"], classes: tuple[str, ...], shares: dict[str, float], seed: int
-) -> dict[str, Int64[np.ndarray, " m"]]:
-    """Sorted row numbers of each share, and of the rest as `train`; stratified by label."""
-    left = 1 - sum(shares.values())
-    if left <= 0 or min(shares.values()) <= 0:
-        raise InputError(f"shares {shares}: give positive ones that leave something to train on")
-    counts = np.bincount(labels, minlength=len(classes))
-    smallest, share = int(counts.argmin()), min(left, *shares.values())
-    if counts[smallest] * share < 1:
-        raise InputError(
-            f"class {classes[smallest]!r} has {counts[smallest]} samples, too few for a stratified split with "
-            f"a share of {share:.3g}: give at least {int(np.ceil(1 / share))} a class, or larger shares"
-        )
-    rest, parts = np.arange(len(labels)), {}
-    for key, share in shares.items():
-        size = round(share * len(labels))
-        rest, part = train_test_split(rest, test_size=size, stratify=labels[rest], random_state=seed)
-        parts[key] = np.sort(part)
-    return {"train": np.sort(rest), **parts}
 
 
 def _labels(table: datasets.Dataset) -> Int64[np.ndarray, " n"]:

@@ -12,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 
 from .continuous.boundary import Boundary
+from .continuous.figures import draw
 from .continuous.flow import FlowEngine
 from .continuous.obstacle import free_boundary
 from .continuous.paths import sample_paths
@@ -93,7 +94,7 @@ def solve_example(
     paths = sample_paths(solution, begin, samples=1000, seed=seed, steps=500, until=known.until)
     value = solution.at([begin])[0]
     picture = out / f"{name}.svg"
-    save_figure(solution.plot(paths, state=known.state), picture)
+    save_figure(draw(solution, paths, state=known.state), picture)
     edges = [point for curve in solution.boundary() for point in curve[:: max(1, len(curve) // 8)].tolist()]
     return {
         "problem": name,

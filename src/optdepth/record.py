@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal
@@ -11,11 +10,12 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
+from .batch import Inputs, check_finite, hidden
 from .errors import InputError
 from .networks import StagedNetwork
-from .networks.staged import Inputs, hidden, residual_size
+from .networks.staged import residual_size
 from .observe import Answers
 from .recall import Windows
 from .tasks import PADDING, TaskLoss, losses_of
@@ -89,17 +89,6 @@ def record(
         raise InputError("no batches to record: the data are empty")
     trace = Trace.concat(parts)
     return trace if source else replace(trace, source="")
-
-
-def check_finite(inputs: Inputs, first: int = 0) -> None:
-    """Refuses a batch with NaN or infinity, naming the sample; `first` is the number of the batch's first one."""
-    for tensor in [inputs] if isinstance(inputs, Tensor) else tree_leaves(inputs):
-        # One cheap pass in the usual case; `torch.isfinite` is four more operations.
-        if not tensor.is_floating_point() or math.isfinite(tensor.sum().item()):
-            continue
-        bad = torch.nonzero(~torch.isfinite(tensor.flatten(1)).all(dim=1))
-        if len(bad):
-            raise InputError(f"sample {first + int(bad[0])} of the batch holds NaN or infinity; clean or drop it")
 
 
 def _every_exit(network: StagedNetwork, inputs: Inputs, each: str) -> tuple[Tensor, Tensor]:

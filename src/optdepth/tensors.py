@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader
 
-from .data import carve
+from .batch import Inputs, select
 from .errors import InputError
-from .networks.staged import Inputs, select
+from .splits import carve
 
 
 class TensorSplit(torch.utils.data.Dataset[tuple[Inputs, Tensor]]):

@@ -20,7 +20,7 @@ from .observe import FEATURES_OF, Answers, observe
 from .recall import Windows, checked, every_answer
 
 Array = np.ndarray
-_FORMAT, _VERSION = "optdepth.trace", 1
+_FORMAT, _VERSION = "optdepth.trace", 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,13 +29,13 @@ class Costs:
 
     Attributes:
         reach: (K,) cost of running the trunk up to exit k; cumulative, so it never falls with depth.
-        probe: (K,) cost of looking at exit k: its head, the observation, the rule.
+        look: (K,) cost of looking at exit k: its head, the observation, the rule.
         answer: (K,) further cost of the answer once stopped at k; 0 where looking already produced it.
         unit: the unit, for people.
     """
 
     reach: Float[Array, " K"]
-    probe: Float[Array, " K"]
+    look: Float[Array, " K"]
     answer: Float[Array, " K"]
     unit: str = "cost"
 
@@ -44,13 +44,13 @@ class Costs:
         if reach.ndim != 1 or len(reach) == 0:
             raise InputError(f"reach must be one cost an exit, shape (K,); got shape {reach.shape}")
         object.__setattr__(self, "reach", reach)
-        for name in ("probe", "answer"):
+        for name in ("look", "answer"):
             given = np.asarray(getattr(self, name), dtype=np.float64)
             value = np.full(len(reach), float(given)) if given.ndim == 0 else given
             if value.shape != reach.shape:
                 raise InputError(f"{name} has shape {value.shape}, reach has {reach.shape}: one cost an exit")
             object.__setattr__(self, name, value)
-        for name in ("reach", "probe", "answer"):
+        for name in ("reach", "look", "answer"):
             value = getattr(self, name)
             bad = np.flatnonzero(~np.isfinite(value) | (value < 0))
             if len(bad):
@@ -64,9 +64,9 @@ class Costs:
             )
 
     @classmethod
-    def of(cls, reach: ArrayLike, probe: ArrayLike = 0.0, answer: ArrayLike = 0.0, unit: str = "cost") -> Self:
-        """Costs from anything array-like; one number for probe or answer counts for every exit."""
-        return cls(np.asarray(reach), np.asarray(probe), np.asarray(answer), unit)
+    def of(cls, reach: ArrayLike, look: ArrayLike = 0.0, answer: ArrayLike = 0.0, unit: str = "cost") -> Self:
+        """Costs from anything array-like; one number for look or answer counts for every exit."""
+        return cls(np.asarray(reach), np.asarray(look), np.asarray(answer), unit)
 
     def __len__(self) -> int:
         return len(self.reach)
@@ -74,7 +74,7 @@ class Costs:
     @property
     def full(self) -> float:
         """Cost of the network without exits: the whole trunk and its last head."""
-        return float(self.reach[-1] + self.probe[-1] + self.answer[-1])
+        return float(self.reach[-1] + self.look[-1] + self.answer[-1])
 
     def paid(self, looks: Sequence[bool] | None = None) -> Float[Array, " K"]:
         """C_k: what a sample that stops at exit k has paid, (K,). The exit stopped at is always looked at.
@@ -83,15 +83,20 @@ class Costs:
             looks: which exits are looked at on the way; all of them when not given.
         """
         seen = np.ones(len(self)) if looks is None else np.asarray(looks, dtype=np.float64)
-        before = np.concatenate([[0.0], np.cumsum(self.probe * seen)[:-1]])
-        return self.reach + before + self.probe + self.answer
+        before = np.concatenate([[0.0], np.cumsum(self.look * seen)[:-1]])
+        return self.reach + before + self.look + self.answer
+
+    def keep(self, exits: Sequence[int]) -> Costs:
+        """The costs of some of the exits, with the trunk as it is and no look at the others."""
+        kept = list(exits)
+        return Costs(self.reach[kept], self.look[kept], self.answer[kept], self.unit)
 
     def relative(self) -> Costs:
         """The same costs as multiples of the full network's, the unit in which a price is easiest to read."""
         if self.full <= 0:
             raise InputError("the full network costs nothing; a share of it is undefined")
         unit = f"full passes of {self.full:.4g} {self.unit}"
-        return Costs(self.reach / self.full, self.probe / self.full, self.answer / self.full, unit)
+        return Costs(self.reach / self.full, self.look / self.full, self.answer / self.full, unit)
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,7 +251,7 @@ class Trace:
         return len(self.losses)
 
     @property
-    def exits(self) -> int:
+    def n_exits(self) -> int:
         """K, the number of exits."""
         return int(self.losses.shape[1])
 
@@ -309,7 +314,7 @@ class Trace:
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file, whole or not at all."""
         tensors = {"losses": self.losses, "observations": self.observations, "rows": self.rows}
-        tensors |= {"reach": self.costs.reach, "probe": self.costs.probe, "answer": self.costs.answer}
+        tensors |= {"reach": self.costs.reach, "look": self.costs.look, "answer": self.costs.answer}
         if self.posterior_losses is not None:
             tensors["posterior_losses"] = self.posterior_losses
         about = {"format": _FORMAT, "version": _VERSION, "features": self.features, "unit": self.costs.unit}
@@ -322,7 +327,7 @@ class Trace:
         held, about = read_tensors(Path(path), format=_FORMAT, version=_VERSION, make_it="record the trace again")
         tensors = {name: value.numpy() for name, value in held.items()}
         try:
-            costs = Costs(tensors["reach"], tensors["probe"], tensors["answer"], about["unit"])
+            costs = Costs(tensors["reach"], tensors["look"], tensors["answer"], about["unit"])
             return cls(
                 losses=tensors["losses"],
                 observations=tensors["observations"],

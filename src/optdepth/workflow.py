@@ -25,7 +25,7 @@ from .files import read_json, write_json
 from .inference.clock import Clocked, clock
 from .inference.engine import Engine
 from .inference.timings import latency
-from .networks import StagedNetwork, load_network
+from .networks import StagedNetwork, load_network, resnet, transplant
 from .progress import shown_steps
 from .record import record
 from .report import Provenance, write_report
@@ -37,6 +37,8 @@ from .stopping.gain import FRUGAL
 from .stopping.price import solve_at
 from .stopping.rule import FixedDepth, Origin, Rule
 from .trace import Trace
+from .training.depth_loss import depth_loss
+from .training.loop import train
 
 if TYPE_CHECKING:
     from .export.onnx import Bundle
@@ -107,6 +109,47 @@ class Run:
             raise InputError(f"no rules in {self.folder / 'rules'}; run `optdepth solve {self.folder}` first")
         found = {folder.name.replace("-", " "): Rule.load(folder) for folder in folders}
         return {name: found[name] for name in sorted(found, key=_order)}
+
+
+def train_run(
+    run: Run,
+    *,
+    data: str,
+    image_size: int | None,
+    network: dict[str, Any],
+    start: Path | None,
+    loss: str,
+    price: float,
+    seed: int,
+    progress: bool,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Trains a residual network with exits, or goes on with the training in the run folder.
+
+    Args:
+        data, image_size: as for `load_data`.
+        network: arguments of `resnet`: depth, width, heads, and exits as "all", "ends", "last" or names separated by
+            commas.
+        start: run folder of a trained network to take the trunk from.
+        loss, price: as for `depth_loss`.
+        settings: other arguments of `train`.
+
+    Returns:
+        How many epochs there were, and the accuracy of each exit on the fit split.
+    """
+    objective = depth_loss(loss, price)
+    loaded = run.begin(data, seed, image_size)
+    names = network["exits"]
+    chosen = {**network, "exits": names if names in ("all", "ends", "last") else names.split(",")}
+    built = resnet(classes=len(loaded.classes), channels=loaded.channels, seed=seed, **chosen)
+    if start is not None:
+        transplant(built, load_network(start / "network"))
+    costs = flops(built, next(loaded.batches("fit", 1))[0]).relative().paid()
+    history = train(
+        built, loaded, loss=objective, costs=costs.tolist(), seed=seed, out=run.folder, progress=progress, **settings
+    )
+    accuracy = dict(zip((exit.name for exit in built.exits), history.epochs[-1].accuracy, strict=True))
+    return {"epochs": len(history.epochs), "fit accuracy": accuracy}
 
 
 def record_run(run: Run, *, measure: str, batch: int, progress: bool) -> dict[str, Trace]:
@@ -230,7 +273,7 @@ def _summary(found: Evaluation) -> dict[str, float]:
 def _differences(engine: Engine, inputs: Tensor, found: Evaluation) -> int:
     """How many samples the engine stops elsewhere than the trace says; float rounding alone may cause any."""
     exits = np.concatenate([engine(chunk).exit.cpu().numpy() for chunk in inputs.split(256)])
-    return int((exits != found.exits).sum())
+    return int((exits != found.stopped_at).sum())
 
 
 def _training(run: Run) -> dict[str, Any]:
@@ -270,7 +313,7 @@ def report_run(run: Run, *, price: float | None, command: str) -> Path:
     write_report(
         path,
         title=f"How deep is deep enough? {data.name} with {len(network.exits)} exits",
-        exits=[exit.name for exit in network.exits],
+        names=[exit.name for exit in network.exits],
         fit=fit,
         test=run.trace("test"),
         rules={name: solve_at(fit, family(fit), price=price, budget=None) for name, family in FAMILIES.items()},

@@ -8,30 +8,24 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..palette import BLUE, INK, ORANGE, SKY, STYLE
 from .paths import Paths
 from .solution import Solution
 
-INK, GRID, BLUE, ORANGE, SHADE = "#1b1e23", "#d5d9e0", "#0072b2", "#d55e00", "#56b4e9"
-"""After Okabe and Ito (2008), which people with any colour vision can tell apart; line styles say the same again."""
-STYLE: dict[str, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-}
 _SHOWN = 12
 """Paths drawn; more hide each other."""
 
 
-def draw(solution: Solution, paths: Paths | None, state: str) -> Figure:
-    """In one dimension the value at time 0, and the boundary over time; in two, both in the plane."""
+def draw(solution: Solution, paths: Paths | None = None, *, state: str = "state") -> Figure:
+    """In one dimension the value at time 0, and the boundary over time; in two, both in the plane.
+
+    Args:
+        paths: that stop at the boundary, to draw as well.
+        state: what the state is called on the axes.
+
+    Raises:
+        InputError: the solver did not converge, so there is no value to draw.
+    """
     with matplotlib.rc_context(STYLE):
         if len(solution.grid.axes) == 2:
             figure = Figure(figsize=(5.6, 4.6), layout="constrained")
@@ -66,7 +60,7 @@ def _draw_boundary(axes: Any, solution: Solution, paths: Paths | None, state: st
         for curve in solution.boundary(0.0):
             axes.axhline(curve[0, 0], color=INK, lw=1.2)
     elif solution.problem.dates is None:
-        axes.contourf(times, x, (solution.level <= 0).T, levels=[0.5, 1.5], colors=[SHADE], alpha=0.25)
+        axes.contourf(times, x, (solution.level <= 0).T, levels=[0.5, 1.5], colors=[SKY], alpha=0.25)
         for line in solution.curve():
             axes.plot(line[:, 0], line[:, 1], color=INK, lw=1.2)
     else:
@@ -110,4 +104,4 @@ def _shade(span: Any, x: np.ndarray, stop: np.ndarray) -> None:
     half = (x[1] - x[0]) / 2
     ends = np.flatnonzero(np.diff(np.concatenate([[False], stop, [False]]).astype(int)))
     for first, last in zip(ends[::2], ends[1::2], strict=True):
-        span(x[first] - half, x[last - 1] + half, color=SHADE, alpha=0.25, lw=0)
+        span(x[first] - half, x[last - 1] + half, color=SKY, alpha=0.25, lw=0)

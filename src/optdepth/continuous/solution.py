@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from contourpy import contour_generator
@@ -15,11 +15,6 @@ from scipy.interpolate import RegularGridInterpolator
 from ..errors import InputError
 from .grid import Grid
 from .problem import StoppingProblem
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from .paths import Paths
 
 Array = np.ndarray
 
@@ -119,17 +114,6 @@ class Solution:
         if len(kept) < 2:
             return ()
         return _zero_lines(self.times[kept], self.grid.axes[0], self.level[kept])
-
-    def plot(self, paths: Paths | None = None, *, state: str = "state") -> Figure:
-        """Value and free boundary, and sample paths where given, as a matplotlib figure.
-
-        Args:
-            state: what the state is called on the axes.
-        """
-        from .figures import draw
-
-        self._check_converged()
-        return draw(self, paths, state)
 
     def __str__(self) -> str:
         size = " x ".join(map(str, self.grid.shape))

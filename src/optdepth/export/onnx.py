@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from ..batch import Inputs, hidden
 from ..errors import InputError
 from ..files import write_atomically, write_json
 from ..inference.engine import Answer, Engine
 from ..networks import StagedNetwork
 from ..networks.signature import Signature
-from ..networks.staged import Inputs, hidden
 from ..progress import shown_steps
 from ..stopping.rule import Rule
 from .folder import bundle_folder

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from ..batch import Inputs
 from ..errors import InputError
 from ..inference.legs import Leg, legs_of
 from ..networks import StagedNetwork
-from ..networks.staged import Inputs
 from ..stopping.rule import Rule
 
 

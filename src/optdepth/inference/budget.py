@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..batch import Inputs
 from ..errors import InputError
-from ..networks.staged import Inputs
 from .engine import Answer, Engine
 
 _GAIN = 0.5

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_map
 
+from ..batch import Inputs, hidden
 from ..errors import InputError
 from ..networks import StagedNetwork
-from ..networks.staged import Inputs, hidden
 from ..progress import shown_steps
 from ..stopping.rule import Rule
 from .engine import Engine

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..batch import Inputs, State
 from ..errors import InputError
-from ..networks.staged import Inputs, State
 from ..observe import Memory
 from .legs import Leg, Outcome
 

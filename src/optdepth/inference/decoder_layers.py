@@ -16,11 +16,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from ..batch import Inputs
 from ..errors import InputError
 from ..networks import StagedNetwork
+from ..networks.graph import replaced_forward
 from ..networks.signature import Stem
-from ..networks.staged import Inputs
-from ..networks.tracing import replaced_forward
 
 
 class _Caught(Exception):

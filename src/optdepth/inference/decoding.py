@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..batch import State, hidden, select
 from ..errors import InputError
 from ..networks import StagedNetwork
-from ..networks.staged import State, hidden, select
 from ..observe import Memory
 from ..stopping.evaluate import Evaluation
 from ..stopping.rule import FixedDepth, Rule
@@ -218,7 +218,7 @@ class Decoder:
         exits = exit.view(n, length)[:, inner].flatten()
         costs = self.paid[exits].cpu().numpy()
         losses = wrong.flatten().double().cpu().numpy()
-        return Evaluation.of(losses, costs, exits.cpu().numpy(), depth=len(self.network.exits))
+        return Evaluation.of(losses, costs, exits.cpu().numpy(), n_exits=len(self.network.exits))
 
 
 @torch.inference_mode()

@@ -13,16 +13,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ..costs import now
+from ..batch import Inputs, State, check_finite, hidden, now, select
 from ..errors import InputError
 from ..networks import StagedNetwork
-from ..networks.staged import Inputs, State, hidden, select
 from ..observe import Memory
-from ..record import check_finite
 from ..stopping.rule import Rule
 from .compiled import CompiledLeg, compiled
-from .flight import Flight
 from .legs import Leg, legs_of
+from .running_batch import RunningBatch
 from .timings import Timings
 
 
@@ -150,9 +148,9 @@ class Engine:
         if len(hidden(inputs)) == 1 and (self.sizes is None or self.sizes[0] == 1):
             logits, exit = self._one(inputs, plan, end)
             return plan.alike(logits, exit)
-        flight = self._many(inputs, plan, end)
-        assert flight.answers is not None
-        return plan.answered(flight.answers, flight.exit)
+        running = self._many(inputs, plan, end)
+        assert running.answers is not None
+        return plan.answered(running.answers, running.exit)
 
     def _one(self, inputs: Inputs, plan: Plan, end: float | None) -> tuple[Tensor, int]:
         """A single sample: nothing to gather, and what the rule decides on are plain numbers."""
@@ -167,35 +165,35 @@ class Engine:
                 return self.network.answer(state, leg.exit), leg.exit
         raise AssertionError("every sample stops at the last leg")
 
-    def _many(self, inputs: Inputs, plan: Plan, end: float | None) -> Flight:
+    def _many(self, inputs: Inputs, plan: Plan, end: float | None) -> RunningBatch:
         """A batch, compacted on its way."""
         samples, device = len(hidden(inputs)), hidden(inputs).device
-        flight = Flight(samples, self.size(samples), self.last, device)
-        if flight.rows > samples:
-            inputs = select(inputs, torch.arange(flight.rows, device=device).clamp(max=samples - 1))
+        running = RunningBatch(samples, self.size(samples), self.last, device)
+        if running.rows > samples:
+            inputs = select(inputs, torch.arange(running.rows, device=device).clamp(max=samples - 1))
         state: State = inputs
         seen: Memory = {}
         past: Memory = {}
         for leg in plan.halting if end is not None else plan.legs:
             state, answers, stops, seen, past = leg(state, seen, past)
             if answers is not None and stops is None:
-                flight.settle_rest(leg.exit, answers)
-                return flight
+                running.settle_rest(leg.exit, answers)
+                return running
             if answers is not None and stops is not None:
-                leaving = flight.stopping(stops)
+                leaving = running.stopping(stops)
                 if len(leaving):
-                    flight.settle(leg.exit, answers, stops, leaving)
-                    if not flight.left:
-                        return flight
-                    room = self.size(flight.left)
-                    if room < flight.rows and self._pays(leg.exit, plan, flight.rows, room):
-                        index = flight.compact(room)
+                    running.settle(leg.exit, answers, stops, leaving)
+                    if not running.left:
+                        return running
+                    room = self.size(running.left)
+                    if room < running.rows and self._pays(leg.exit, plan, running.rows, room):
+                        index = running.compact(room)
                         state = select(state, index)
                         if seen or past:
                             seen, past = select((seen, past), index)
             if end is not None and self._late(leg.exit, plan, state, end):
-                flight.settle_rest(leg.exit, self.network.answer(state, leg.exit))
-                return flight
+                running.settle_rest(leg.exit, self.network.answer(state, leg.exit))
+                return running
         raise AssertionError("every sample stops at the last leg")
 
     @property

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ..batch import Inputs, State
 from ..networks import StagedNetwork
-from ..networks.staged import Inputs, State
 from ..observe import Memory
 from ..recall import Recall
 from ..stopping.rule import FixedDepth, Rule

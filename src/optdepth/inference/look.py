@@ -5,7 +5,8 @@ from __future__ import annotations
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..networks.staged import State, residual_size
+from ..batch import State
+from ..networks.staged import residual_size
 from ..observe import Memory, Observer
 from ..stopping.rule import Rule
 

@@ -43,20 +43,20 @@ class Monitor:
     The counts stay on the answers' device until they are read, so watching makes a GPU wait for nothing.
 
     Args:
-        exits: names of the exits.
+        names: of the exits.
         calibration: (K,) shares of the exits on data like those to come, such as `Evaluation.shares` of the fit split.
 
     Attributes:
         samples, cost: how many, and the sum of their costs.
     """
 
-    def __init__(self, exits: Sequence[str], calibration: Float[np.ndarray, " K"]) -> None:
+    def __init__(self, names: Sequence[str], calibration: Float[np.ndarray, " K"]) -> None:
         shares = np.asarray(calibration, dtype=float)
-        if shares.shape != (len(exits),) or not np.isclose(shares.sum(), 1.0) or (shares < 0).any():
-            raise InputError(f"calibration {shares.tolist()} must be the shares of {len(exits)} exits, summing to 1")
-        self.exits, self.calibration = tuple(exits), shares
+        if shares.shape != (len(names),) or not np.isclose(shares.sum(), 1.0) or (shares < 0).any():
+            raise InputError(f"calibration {shares.tolist()} must be the shares of {len(names)} exits, summing to 1")
+        self.names, self.calibration = tuple(names), shares
         self.samples, self.unit = 0, ""
-        self._counts = torch.zeros(len(exits), dtype=torch.int64)
+        self._counts = torch.zeros(len(names), dtype=torch.int64)
         self._margins = torch.zeros(_BINS, dtype=torch.int64)
         self._cost: Tensor = torch.zeros((), dtype=torch.float64)
 
@@ -66,7 +66,7 @@ class Monitor:
         device = answer.exit.device
         first, second = answer.logits.float().softmax(-1).topk(2, dim=-1).values.unbind(-1)
         bins = ((first - second) * _BINS).long().clamp(max=_BINS - 1)
-        self._counts = self._counts.to(device) + torch.bincount(answer.exit, minlength=len(self.exits))
+        self._counts = self._counts.to(device) + torch.bincount(answer.exit, minlength=len(self.names))
         self._margins = self._margins.to(device) + torch.bincount(bins, minlength=_BINS)
         self._cost = self._cost.to(device) + answer.cost.sum()
         self.samples += len(answer.exit)
@@ -113,7 +113,7 @@ class Monitor:
     def prometheus(self, prefix: str = "optdepth") -> str:
         """All of it in the text format that Prometheus reads (version 0.0.4)."""
         lines = [f"# HELP {prefix}_answers_total Samples answered, by exit.", f"# TYPE {prefix}_answers_total counter"]
-        for name, count in zip(self.exits, self.counts.tolist(), strict=True):
+        for name, count in zip(self.names, self.counts.tolist(), strict=True):
             lines.append(f'{prefix}_answers_total{{exit="{_escaped(name)}"}} {count}')
         lines += [f"# HELP {prefix}_cost_total Cost of all answers, in {_plain(self.unit)}."]
         lines += [f"# TYPE {prefix}_cost_total counter", f"{prefix}_cost_total {self.cost!r}"]

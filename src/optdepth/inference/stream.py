@@ -12,10 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map
 
+from ..batch import Inputs, State, check_finite, hidden, select
 from ..errors import InputError
-from ..networks.staged import Inputs, State, hidden, select
 from ..observe import Memory
-from ..record import check_finite
 from .engine import Engine
 
 

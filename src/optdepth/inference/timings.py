@@ -14,17 +14,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..costs import now
+from ..batch import Inputs, State, hidden, now, select
 from ..errors import InputError
 from ..networks import StagedNetwork
-from ..networks.staged import Inputs, State, hidden, select
 from ..observe import Memory
 from ..stopping.gain import GainRule
 from ..stopping.regression import Additive
 from ..stopping.rule import Origin
 from ..trace import Costs
-from .flight import Flight
 from .look import Look
+from .running_batch import RunningBatch
 
 _SIZES = (1, 4, 16, 64, 256)
 _RAMPS = 8
@@ -227,9 +226,9 @@ def _looks(network: StagedNetwork, inputs: Inputs, look: Look) -> tuple[list[flo
         if rows == 1:
             return look.one(k, logits, before, state, memory)[1]
         _, after = look.batch(k, logits, before, state, memory)
-        flight = Flight(rows, rows, last, device)
-        flight.settle(k, logits, half, flight.stopping(half))
-        select((state, after), flight.compact(flight.left))
+        running = RunningBatch(rows, rows, last, device)
+        running.settle(k, logits, half, running.stopping(half))
+        select((state, after), running.compact(running.left))
         return after
 
     for first in range(min(_APART, last + 1)):

@@ -5,14 +5,7 @@ from .heads import Pool, PooledConv, PooledLinear, PooledMLP, TokenHead
 from .looped import looped, unrolled
 from .ode import neural_ode
 from .resnet import resnet
-from .staged import (
-    Exit,
-    StagedNetwork,
-    hidden,
-    load_network,
-    residual_size,
-    select,
-)
+from .staged import Exit, StagedNetwork, load_network, residual_size
 from .transplant import transplant
 
 __all__ = [

@@ -10,11 +10,12 @@ from typing import Any, Literal
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..batch import hidden
 from ..errors import InputError
+from .graph import ModelGraph
 from .heads import Pool, PooledBranch, PooledLinear, PooledMLP, TokenHead
 from .parts import Cut, part
-from .staged import Exit, hidden
-from .tracing import Traced
+from .staged import Exit
 
 Head = Literal["auto", "tail", "linear", "mlp", "branch", "token"]
 DRAWN = ("mlp", "branch")
@@ -36,7 +37,7 @@ class HeadMaker:
     def __init__(
         self,
         model: nn.Module,
-        traced: Traced,
+        traced: ModelGraph,
         cuts: Sequence[Cut],
         layouts: Sequence[Sequence[fx.Node]],
         mask: fx.Node | None,

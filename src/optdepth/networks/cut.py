@@ -1,6 +1,6 @@
 """Any model -> StagedNetwork: traced once, cut after its residual blocks, an exit attached at each cut.
 
-One mechanism serves every family. `tracing.py` makes a graph of the model in which its blocks stay calls to the
+One mechanism serves every family. `graph.py` makes a graph of the model in which its blocks stay calls to the
 original's own modules; `parts.py` cuts that graph, and whatever crosses a cut (hidden states, an attention mask) is
 the state. So the parts run the same modules on the same tensors as the original does, and nothing has to be known
 about how a family builds its masks, feeds its blocks, or pools.
@@ -20,13 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..batch import Inputs, State, hidden, select
 from ..errors import InputError
 from .attach import DRAWN, Head, HeadMaker, choose, flops_of
 from .blocks import blocks_of, holders, learned_after, named_blocks, outside, residual_additions, rest_of_block
+from .graph import ModelGraph, graph_of
 from .parts import Cut, live, part
 from .signature import Signature, Stem, answer_of, evaluation
-from .staged import FAMILIES, Exit, Inputs, StagedNetwork, State, hidden, select
-from .tracing import Traced, trace
+from .staged import BUILDERS, Exit, StagedNetwork
 
 
 def stage(
@@ -87,18 +88,18 @@ def stage(
 
 def _cuts(
     model: nn.Module, run: Any, tensors: list[Tensor], blocks: str | Sequence[str] | None
-) -> tuple[Traced, Cut, list[Cut]]:
+) -> tuple[ModelGraph, Cut, list[Cut]]:
     """The model's graph, the cut before its first block, and one after each block."""
     if blocks is not None:
         names = named_blocks(model, blocks)
     else:
-        plain = trace(model, run, tensors, ())
+        plain = graph_of(model, run, tensors, ())
         additions = residual_additions(plain.graph)
         names = blocks_of(model, additions)
         if not names and additions:
             held = holders(additions)
             inside = [name for name, _ in model.named_modules() if name and name not in held]
-            traced = trace(model, run, tensors, inside)
+            traced = graph_of(model, run, tensors, inside)
             return _after_additions(traced)
         if not names and isinstance(model, nn.Sequential):
             names = [name for name, _ in model.named_children()]
@@ -106,11 +107,13 @@ def _cuts(
         raise InputError(
             f"{type(model).__name__} has no residual additions to cut at; name its blocks with blocks=[...]"
         )
-    traced = trace(model, run, tensors, outside(model, names))
+    traced = graph_of(model, run, tensors, outside(model, names))
     return _after_blocks(model, traced, names, chain=blocks is None and isinstance(model, nn.Sequential))
 
 
-def _after_blocks(model: nn.Module, traced: Traced, names: list[str], *, chain: bool) -> tuple[Traced, Cut, list[Cut]]:
+def _after_blocks(
+    model: nn.Module, traced: ModelGraph, names: list[str], *, chain: bool
+) -> tuple[ModelGraph, Cut, list[Cut]]:
     """Cuts after every call of the blocks named; in a chain of any modules, activations stay with theirs."""
     order = {node: i for i, node in enumerate(traced.graph.nodes)}
     calls = [call for call in traced.calls if call[0] in names and call[2]]
@@ -129,7 +132,7 @@ def _after_blocks(model: nn.Module, traced: Traced, names: list[str], *, chain: 
     return traced, Cut("", entering, order[first] - 1), cuts
 
 
-def _after_additions(traced: Traced) -> tuple[Traced, Cut, list[Cut]]:
+def _after_additions(traced: ModelGraph) -> tuple[ModelGraph, Cut, list[Cut]]:
     """Cuts after every residual addition, and the activation on it, where no module holds a block."""
     order = {node: i for i, node in enumerate(traced.graph.nodes)}
     additions = residual_additions(traced.graph)
@@ -141,7 +144,7 @@ def _after_additions(traced: Traced) -> tuple[Traced, Cut, list[Cut]]:
 
 def _network(
     model: nn.Module,
-    traced: Traced,
+    traced: ModelGraph,
     before: Cut,
     cuts: list[Cut],
     signature: Signature,
@@ -213,4 +216,4 @@ def _again(model: nn.Module | None = None, example: Inputs = None, **arguments: 
     return stage(model, example=example, **arguments)
 
 
-FAMILIES["staged"] = _again
+BUILDERS["staged"] = _again

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from .staged import State, hidden
+from ..batch import State, hidden
 
 Step = Callable[[int, int], tuple[nn.Module, ...]]
 """Channels before and after -> the modules of one step of a `PooledBranch`."""

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .again import Again
-from .staged import FAMILIES, Exit, StagedNetwork
+from .shared import SharedModule
+from .staged import BUILDERS, Exit, StagedNetwork
 
 LoopedState = tuple[Tensor, Tensor]
 """The hidden state, and the encoded input that every step sees again; both (n, width, h, w)."""
@@ -32,7 +32,7 @@ def looped(
     The input is injected at every step ("recall", Bansal et al. 2022, arXiv:2202.05826), and in training half of the
     batches begin up to `steps` steps in, without a gradient (their progressive loss): so the block learns to go on from
     its own states, however it came to them (path independence, Anil et al. 2022, arXiv:2211.09961). It can then be run
-    for more steps than it was trained for: `unrolled`, or `endless` to let the stationary rule say how many. What
+    for more steps than it was trained for: `unrolled`, or `looped_engine` to let the stationary rule say how many. What
     differs from both papers: every step answers and is trained, not the last alone; the norms are of one sample, for a
     batch's statistics would have to serve all steps.
 
@@ -83,8 +83,8 @@ def _unroll(
     """The last stage and the last head own the weights: those two are never dropped."""
     return StagedNetwork(
         stem,
-        [*[Again(block)] * (steps - 1), block],
-        [*[Again(head)] * (steps - 1), head],
+        [*[SharedModule(block)] * (steps - 1), block],
+        [*[SharedModule(head)] * (steps - 1), head],
         [Exit(f"step{k}", k) for k in range(1, steps + 1)],
         None if config is None else {**config, "steps": steps, "exits": "all"},
     )
@@ -100,7 +100,7 @@ class LoopedStem(nn.Module):
     def __init__(self, channels: int, width: int, block: LoopedBlock, ahead: int) -> None:
         super().__init__()
         self.encode = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), nn.GroupNorm(1, width))
-        self.block, self.ahead = Again(block), ahead
+        self.block, self.ahead = SharedModule(block), ahead
 
     def forward(self, inputs: Float[Tensor, "n channels h w"]) -> LoopedState:
         code = self.encode(inputs)
@@ -150,4 +150,4 @@ class LoopedHead(nn.Module):
         return logits
 
 
-FAMILIES["looped"] = looped
+BUILDERS["looped"] = looped

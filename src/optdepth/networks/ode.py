@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .again import Again
-from .staged import FAMILIES, Exit, StagedNetwork
+from .shared import SharedModule
+from .staged import BUILDERS, Exit, StagedNetwork
 
 Method = Literal["euler", "midpoint", "rk4"]
 EVALUATIONS: dict[str, int] = {"euler": 1, "midpoint": 2, "rk4": 4}
@@ -90,12 +90,12 @@ def flow_network(
         )
     _torchdiffeq()
     ends = [horizon * k / intervals for k in range(intervals + 1)]
-    fields = [*[Again(field)] * (intervals - 1), field]
+    fields = [*[SharedModule(field)] * (intervals - 1), field]
     spans = zip(fields, ends[:-1], ends[1:], strict=True)
     return StagedNetwork(
         stem,
         [nn.Identity(), *(Interval(*span, method) for span in spans)],
-        [*[Again(head)] * intervals, head],
+        [*[SharedModule(head)] * intervals, head],
         [Exit(f"t={end:.6g}", k) for k, end in enumerate(ends, 1)],
         None if config is None else {**config, "horizon": horizon, "intervals": intervals, "method": method},
     )
@@ -174,7 +174,7 @@ class ConvField(nn.Module):
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module itself where it is called from elsewhere."""
-    return module.owned_elsewhere if isinstance(module, Again) else module
+    return module.owned_elsewhere if isinstance(module, SharedModule) else module
 
 
 def _torchdiffeq() -> Any:
@@ -185,4 +185,4 @@ def _torchdiffeq() -> Any:
     return torchdiffeq
 
 
-FAMILIES["neural_ode"] = neural_ode
+BUILDERS["neural_ode"] = neural_ode

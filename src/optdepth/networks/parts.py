@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ..errors import InputError
-from .tracing import Traced
+from .graph import ModelGraph
 
 ATEN = torch.ops.aten
 
@@ -34,7 +34,7 @@ class Cut:
     place: int
 
 
-def live(traced: Traced, cut: Cut, also: Sequence[fx.Node] = ()) -> list[fx.Node]:
+def live(traced: ModelGraph, cut: Cut, also: Sequence[fx.Node] = ()) -> list[fx.Node]:
     """The nodes whose tensors are made up to a cut and read after it, the hidden one first.
 
     Args:
@@ -52,7 +52,7 @@ def live(traced: Traced, cut: Cut, also: Sequence[fx.Node] = ()) -> list[fx.Node
 
 
 def part(
-    traced: Traced,
+    traced: ModelGraph,
     given: Sequence[fx.Node],
     wanted: Sequence[fx.Node],
     *,
@@ -73,7 +73,7 @@ def part(
 
 
 class _Part:
-    def __init__(self, traced: Traced, first: bool, fresh: bool) -> None:
+    def __init__(self, traced: ModelGraph, first: bool, fresh: bool) -> None:
         self.traced, self.first, self.fresh = traced, first, fresh
         self.graph = fx.Graph()
         self.new: dict[fx.Node, fx.Node] = {}

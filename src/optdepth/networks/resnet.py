@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .heads import PooledBranch, PooledConv, PooledLinear
-from .staged import FAMILIES, Exit, StagedNetwork
+from .staged import BUILDERS, Exit, StagedNetwork
 
 
 class BasicBlock(nn.Module):
@@ -144,4 +144,4 @@ def _build(per_stage: int, classes: int, channels: int, width: int, kinds: Seque
     return StagedNetwork(stem, stages, heads, exits)
 
 
-FAMILIES["resnet"] = resnet
+BUILDERS["resnet"] = resnet

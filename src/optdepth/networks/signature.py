@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ..batch import Inputs
 from ..errors import InputError
-from .staged import Inputs
 
 
 @dataclass(frozen=True)

@@ -9,20 +9,14 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
+from ..batch import Inputs, State, hidden
 from ..errors import InputError
 from ..files import read_json, read_tensors, write_json, write_tensors
 
-State = Any
-"""A pytree of tensors whose first dimension is the batch; for our residual networks, one tensor."""
-
-Inputs = Any
-"""What a network takes: one tensor, or a tuple or dict of tensors, the batch first in each."""
-
-FAMILIES: dict[str, Callable[..., "StagedNetwork"]] = {}
+BUILDERS: dict[str, Callable[..., "StagedNetwork"]] = {}
 """Builders by family name. A family registers itself here, so that this file need not import it."""
 
 FORMAT, VERSION = "optdepth.network", 1
@@ -183,9 +177,9 @@ def load_network(folder: str | Path, *, model: nn.Module | None = None, example:
     weights, _ = read_tensors(folder / WEIGHTS, format=FORMAT, version=VERSION, make_it=again)
     config = header.get("config")
     arguments = dict(config) if isinstance(config, dict) else {}
-    builder = FAMILIES.get(str(arguments.pop("family", "")))
+    builder = BUILDERS.get(str(arguments.pop("family", "")))
     if builder is None:
-        raise InputError(f"{folder / HEADER} names none of the families {', '.join(sorted(FAMILIES))}; {again}")
+        raise InputError(f"{folder / HEADER} names none of the families {', '.join(sorted(BUILDERS))}; {again}")
     if model is not None or example is not None:
         arguments |= {"model": model, "example": example}
     try:
@@ -210,16 +204,6 @@ def _merge(stages: Sequence[nn.Module]) -> nn.Module:
     return nn.Sequential(*flat)
 
 
-def hidden(state: State) -> Tensor:
-    """The main tensor of a state: the state itself, or its first tensor leaf."""
-    if isinstance(state, Tensor):
-        return state
-    leaf = next((leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor)), None)
-    if leaf is None:
-        raise InputError(f"a state of type {type(state).__name__} holds no tensor: return one from the stage")
-    return leaf
-
-
 def residual_size(before: State, after: State) -> Float[Tensor, " n"]:
     """||X_after - X_before|| / ||X_before|| per sample, in float32 (theory section 5).
 
@@ -233,17 +217,3 @@ def residual_size(before: State, after: State) -> Float[Tensor, " n"]:
     norm, step = torch.linalg.vector_norm(x, dim=1), torch.linalg.vector_norm(y - x, dim=1)
     zero = norm == 0
     return torch.where(zero, (step > 0).float(), step / torch.where(zero, 1.0, norm))
-
-
-def select(state: State, index: Int[Tensor, " m"] | Bool[Tensor, " n"]) -> State:
-    """The state of some samples: row numbers, or a mask over the batch."""
-    rows = index.nonzero().squeeze(1) if index.dtype == torch.bool else index
-    # The usual state is one tensor, and `tree_map` takes as long as gathering a few samples of it.
-    return _gather(state, rows) if isinstance(state, Tensor) else tree_map(lambda tensor: _gather(tensor, rows), state)
-
-
-def _gather(tensor: Tensor, rows: Int[Tensor, " m"]) -> Tensor:
-    """`tensor[rows]` in the layout that the tensor has, each row copied as one piece: several times faster on a CPU."""
-    if tensor.is_contiguous() or tensor.dim() != 4 or not tensor.is_contiguous(memory_format=torch.channels_last):
-        return tensor.index_select(0, rows)
-    return tensor.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)

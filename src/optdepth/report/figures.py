@@ -15,15 +15,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from ..stopping.finite import DiminishingReturns
+from ..palette import AMBER, BLUE, FAINT, GREEN, GRID, INK, ORANGE, PURPLE, SKY, STYLE
+from ..stopping.finite import ReturnsBound
 from ..stopping.frontier import SOLVED
 from .regions import Decisions, Regions
 from .study import Study
 
 Array = np.ndarray
 
-INK, FAINT, GRID = "#1b1e23", "#5c6470", "#d5d9e0"
-BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER = "#0072b2", "#d55e00", "#009e73", "#b0568a", "#56b4e9", "#a87500"
 THEME = {
     INK: "--ink",
     FAINT: "--faint",
@@ -35,8 +34,7 @@ THEME = {
     SKY: "--sky",
     AMBER: "--amber",
 }
-"""Colours that figures are drawn in, and the page's variables that stand in for them. After Okabe and Ito (2008),
-which people with any colour vision can tell apart; line styles and labels say the same again."""
+"""Colours that figures are drawn in, and the page's variables that stand in for them."""
 
 LINES: dict[str, tuple[str, Any]] = {
     "placed": (BLUE, "-"),
@@ -52,25 +50,9 @@ LINES: dict[str, tuple[str, Any]] = {
 """Colour and line style of each method: a colour for each feature, dashed for one common threshold."""
 SAID = {SOLVED: f"{SOLVED} (solved rule)", "snell": "snell (solved, looks everywhere)"}
 _STYLE = {
+    **STYLE,
     "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.color": INK,
     "text.parse_math": False,  # a user's exit may be called "$x"
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
     "svg.fonttype": "path",
     "svg.hashsalt": "optdepth",
 }
@@ -156,23 +138,23 @@ def exit_shares(study: Study) -> Markup:
     """Where samples stop: one small chart a rule, one bar an exit."""
     with matplotlib.rc_context(_STYLE):
         rows = -(-len(study.results) // 2)
-        names = len(max(study.exits, key=len)) > 2
+        names = len(max(study.names, key=len)) > 2
         figure = Figure(figsize=(_WIDTH, 1.25 * rows + (0.9 if names else 0.5)), layout="constrained")
         grid = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False)
-        places, step = np.arange(len(study.exits)), -(-len(study.exits) // _MOST_NAMES)
+        places, step = np.arange(len(study.names)), -(-len(study.names) // _MOST_NAMES)
         for axes, (name, result) in zip(grid.flat, study.results.items(), strict=False):
             axes.bar(places, _percent(result.shares), width=0.75, color=LINES.get(name, (SKY, "-"))[0])
             axes.set_title(f"{name}: {result.cost / study.full.cost:.0%} of the full cost")
             axes.grid(axis="x", visible=False)
         for i, axes in enumerate(grid.flat):
             axes.set_visible(i < len(study.results))
-            axes.set_xticks(places[::step], study.exits[::step], rotation=90 if names else 0)
+            axes.set_xticks(places[::step], study.names[::step], rotation=90 if names else 0)
             axes.tick_params(labelbottom=i >= len(study.results) - 2)
         figure.supylabel("samples that stop there, %", size=9)
         return _svg(figure, "shares", "Share of the samples that stop at each exit, for every rule")
 
 
-def returns(exits: Sequence[str], found: DiminishingReturns) -> Markup:
+def returns(names: Sequence[str], found: ReturnsBound) -> Markup:
     """What going on to the next exit is expected to gain at most, beside what it costs at the price, exit by exit."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 3.0), layout="constrained")
@@ -181,7 +163,7 @@ def returns(exits: Sequence[str], found: DiminishingReturns) -> Markup:
         axes.plot(places, 100 * found.gains, color=BLUE, marker="o", ms=4, label="gains an input at most (95%)")
         axes.plot(places, 100 * found.worth, color=INK, ls="--", marker="s", ms=3, label="costs at this price")
         step = -(-len(places) // _MOST_NAMES)
-        axes.set_xticks(places[::step], exits[:-1:step], rotation=30, ha="right")
+        axes.set_xticks(places[::step], names[:-1:step], rotation=30, ha="right")
         axes.set_ylabel("on to the next exit, points")
         axes.set_yscale("symlog", linthresh=0.1)  # gains and costs lie decades apart, and a gain may be negative
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -199,7 +181,7 @@ def stop_regions(study: Study, regions: Regions) -> Markup:
         grid = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
         scale = _Scale.of(np.concatenate([at.values for at in regions.decisions]))
         for axes, at in zip(grid, regions.decisions, strict=True):
-            _draw_region(axes, at, regions.cut(at), scale, study.exits[at.exit])
+            _draw_region(axes, at, regions.cut(at), scale, study.names[at.exit])
         grid[-1].tick_params(labelbottom=True)
         grid[-1].set_xticks(scale.places, scale.labels)
         grid[-1].set_xlabel(f"{regions.feature} at the exit")

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..continuous.boundary import Boundary, field_of_scores
-from ..continuous.figures import BLUE, INK, ORANGE, SHADE, STYLE
 from ..continuous.flow import Stopped
 from ..networks import StagedNetwork
 from ..networks.ode import flow_pieces
+from ..palette import BLUE, INK, ORANGE, SKY, STYLE
 from ..stopping.evaluate import evaluate
 from ..trace import Trace
 
@@ -100,7 +100,7 @@ def _draw_plane(axes: Any, study: FlowStudy) -> None:
     when, seen = torch.linspace(0, float(times[-1]), 300), torch.linspace(0, 1, 300)
     with torch.no_grad():
         scores = field_of_scores(study.boundary, when, times, seen).numpy().T
-    axes.contourf(when, seen, scores <= 0, levels=[0.5, 1.5], colors=[SHADE], alpha=0.3)
+    axes.contourf(when, seen, scores <= 0, levels=[0.5, 1.5], colors=[SKY], alpha=0.3)
     axes.contour(when, seen, scores, levels=[0.0], colors=[INK], linewidths=1.3)
     path = study.test.columns([feature])[:, :, 0]
     with torch.no_grad():

@@ -38,13 +38,13 @@ class Gallery:
 
 def galleries(study: Study, images: Callable[[int], Image.Image], labels: Sequence[str] | None) -> tuple[Gallery, ...]:
     """The inputs at which the solved rule stops first, and those at which it stops last."""
-    exits = study.solved.exits
+    stopped_at = study.solved.stopped_at
 
     def picture(i: int) -> Picture:
         label = "" if labels is None else labels[i]
-        return Picture(_address(images(i)), label, study.exits[exits[i]], bool(study.solved.losses[i] == 0))
+        return Picture(_address(images(i)), label, study.names[stopped_at[i]], bool(study.solved.losses[i] == 0))
 
-    first, last = (tuple(picture(int(i)) for i in _least(key)) for key in (exits, -exits))
+    first, last = (tuple(picture(int(i)) for i in _least(key)) for key in (stopped_at, -stopped_at))
     return Gallery("Stop first", first), Gallery("Stop last", last)
 
 

@@ -50,7 +50,7 @@ def write_report(
     path: str | Path,
     *,
     title: str,
-    exits: Sequence[str],
+    names: Sequence[str],
     fit: Trace,
     test: Trace,
     rules: Mapping[str, Rule],
@@ -67,7 +67,7 @@ def write_report(
     Args:
         path: of the page.
         title: of the page.
-        exits: K names, in order of depth.
+        names: K, of the exits, in order of depth.
         fit: trace of 0-1 losses on which the sweeps are solved; it shares no sample with `test`.
         test: trace of 0-1 losses on which everything is measured.
         rules: solved at `price` on `fit`, by their names in `stopping.frontier.FAMILIES`: "placed" and at least one
@@ -86,7 +86,7 @@ def write_report(
     """
     if labels is not None and len(labels) != len(test):
         raise InputError(f"{len(labels)} labels for {len(test)} test samples; give one each")
-    study = Study.measure(exits, fit, test, rules, price, seed)
+    study = Study.measure(names, fit, test, rules, price, seed)
     sections = [_frontiers(study), _shares(study), _regions(study)]
     if certify is not None:
         sections.append(_promises(study, Promises.of(study, certify)))
@@ -189,8 +189,8 @@ def _costs(study: Study, clock: Sequence[Clocked]) -> Section:
     costs = study.test.costs
     share = costs.relative()
     header = ("exit", "trunk up to here", "looking", "answering", "paid if stopped here")
-    columns = (share.reach, share.probe, share.answer, share.paid())
-    rows = tuple((name, *(_percent(float(column[k])) for column in columns)) for k, name in enumerate(study.exits))
+    columns = (share.reach, share.look, share.answer, share.paid())
+    rows = tuple((name, *(_percent(float(column[k])) for column in columns)) for k, name in enumerate(study.names))
     text = [
         f"In % of the full network without exits, which is {costs.full:.4g} an input, counted in {costs.unit}. Looking "
         "is the exit's head and the rule; whoever stops at an exit has also paid for looking at the exits before it.",
@@ -221,10 +221,10 @@ def _costs(study: Study, clock: Sequence[Clocked]) -> Section:
 
 
 def _rules(study: Study) -> Section:
-    best = min(range(study.test.exits), key=lambda k: study.depths[k].value(study.price))
+    best = min(range(study.test.n_exits), key=lambda k: study.depths[k].value(study.price))
     results = {
         **study.results,
-        f"all at {study.exits[best]} (best fixed exit)": study.depths[best],
+        f"all at {study.names[best]} (best fixed exit)": study.depths[best],
         "full network": study.full,
     }
     text = (
@@ -250,18 +250,18 @@ def _promises(study: Study, promises: Promises) -> Section:
         f"Certificate. {_sentence(promises.certificate)} The samples certified on fitted nothing, and are not those "
         "that judge on this page.",
         f"Gap. {_sentence(promises.gap)} Exits are counted from 0 over all of them.",
-        f"Depth. {_numbered(study, promises.exits)} {promises.depth}",
+        f"Depth. {_numbered(study, promises.names)} {promises.depth}",
         "The chart is about (B): as long as some input is expected to gain more by going on to the next of these exits "
         "than that costs at this price, nothing ends the depth there; where the blue line stays below the other, no "
         "optimal rule goes further.",
     )
-    return Section("What can be promised", text, figures.returns(promises.exits, promises.depth.diminishing))
+    return Section("What can be promised", text, figures.returns(promises.names, promises.depth.diminishing))
 
 
-def _numbered(study: Study, exits: Sequence[str]) -> str:
+def _numbered(study: Study, names: Sequence[str]) -> str:
     """Which exits the statement on depth is about."""
-    which = "all exits" if len(exits) == len(study.exits) else "the exits that the rule looks at"
-    return f"It is about {which}: {', '.join(f'{k} is {name}' for k, name in enumerate(exits))}."
+    which = "all exits" if len(names) == len(study.names) else "the exits that the rule looks at"
+    return f"It is about {which}: {', '.join(f'{k} is {name}' for k, name in enumerate(names))}."
 
 
 def _sentence(statement: object) -> str:

@@ -27,13 +27,13 @@ class Promises:
         certificate: of the cheapest rule of the solved kind.
         gap: of the solved rule.
         depth: of the solved rule, between the exits that it looks at; between all where no look pays.
-        exits: names of those.
+        names: of those exits.
     """
 
     certificate: Certificate
     gap: Gap
     depth: FiniteDepth
-    exits: tuple[str, ...]
+    names: tuple[str, ...]
 
     @classmethod
     def of(cls, study: Study, certify: Trace) -> Self:
@@ -49,8 +49,8 @@ class Promises:
             raise InputError(f"{shared} samples are in both certify and test; the test split only judges")
         rule, fit, test = study.rules[SOLVED], study.fit, study.test
         found = certified(FAMILIES[SOLVED](fit), fit, certify, risk=RISK, confidence=CONFIDENCE, measure="excess")
-        between, kept, names = rule, test, study.exits
+        between, kept, names = rule, test, study.names
         if isinstance(rule, Placed):
-            between, kept, names = rule.inner, keep(test, rule.kept), tuple(study.exits[k] for k in rule.kept)
+            between, kept, names = rule.inner, keep(test, rule.kept), tuple(study.names[k] for k in rule.kept)
         depth = finite_depth(kept, between, price=study.price)
         return cls(found, gap(rule, fit, test, price=study.price), depth, names)

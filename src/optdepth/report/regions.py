@@ -49,12 +49,14 @@ class Regions:
     @classmethod
     def of(cls, rule: Rule, trace: Trace) -> Regions:
         """The regions of a rule that reads at least one feature, on the samples of a trace."""
-        exits = rule.exits(trace)
-        deciding = [k for k in range(trace.exits - 1) if rule.looks[k]]
+        stopped_at = rule.stopped_at(trace)
+        deciding = [k for k in range(trace.n_exits - 1) if rule.looks[k]]
         columns = trace.columns(rule.features)
 
         def decisions(f: int) -> tuple[Decisions, ...]:
-            return tuple(Decisions(k, columns[exits >= k, k, f], exits[exits >= k] == k) for k in deciding)
+            return tuple(
+                Decisions(k, columns[stopped_at >= k, k, f], stopped_at[stopped_at >= k] == k) for k in deciding
+            )
 
         seen = [decisions(f) for f in range(len(rule.features))]
         ordered = [_ordered(each) for each in seen]

@@ -39,7 +39,7 @@ class Study:
     """Rules at one price and methods over a sweep of prices, all judged on the test trace.
 
     Attributes:
-        exits: K names.
+        names: K, of the exits.
         fit, test: traces; what is reported is measured on `test`.
         rules: by name; `SOLVED` among them.
         price: at which the rules were solved.
@@ -51,7 +51,7 @@ class Study:
         seed: of the bootstrap.
     """
 
-    exits: tuple[str, ...]
+    names: tuple[str, ...]
     fit: Trace
     test: Trace
     rules: Mapping[str, Rule]
@@ -65,14 +65,14 @@ class Study:
 
     @classmethod
     def measure(
-        cls, exits: Sequence[str], fit: Trace, test: Trace, rules: Mapping[str, Rule], price: float, seed: int
+        cls, names: Sequence[str], fit: Trace, test: Trace, rules: Mapping[str, Rule], price: float, seed: int
     ) -> Self:
         """Solves the sweeps and judges everything; arguments as for `write_report`."""
-        _check(exits, fit, test, rules, price)
+        _check(names, fit, test, rules, price)
         results = {name: evaluate(rule, test) for name, rule in rules.items()}
         prices = prices_for(fit)
         return cls(
-            exits=tuple(exits),
+            names=tuple(names),
             fit=fit,
             test=test,
             rules=rules,
@@ -103,9 +103,9 @@ class Study:
         return float(difference.mean()), float(difference.std(ddof=1) / np.sqrt(len(difference)))
 
 
-def _check(exits: Sequence[str], fit: Trace, test: Trace, rules: Mapping[str, Rule], price: float) -> None:
-    if not len(exits) == fit.exits == test.exits:
-        raise InputError(f"{len(exits)} exit names for traces of {fit.exits} (fit) and {test.exits} (test) exits")
+def _check(names: Sequence[str], fit: Trace, test: Trace, rules: Mapping[str, Rule], price: float) -> None:
+    if not len(names) == fit.n_exits == test.n_exits:
+        raise InputError(f"{len(names)} exit names for traces of {fit.n_exits} (fit) and {test.n_exits} (test) exits")
     if len(test) < 2:
         raise InputError("one test sample has no standard error; record more")
     for name, trace in (("fit", fit), ("test", test)):

@@ -101,7 +101,7 @@ def threshold_family(
 
     def at(price: float) -> Threshold:
         values = trace.losses + price * trace.costs.paid()
-        cuts = np.full(trace.exits - 1, common_cut(score, values)[0], dtype=np.float32)
+        cuts = np.full(trace.n_exits - 1, common_cut(score, values)[0], dtype=np.float32)
         if per_exit:
             cuts = exit_cuts(score, values, cuts)
         thresholds = torch.from_numpy(-cuts if below else cuts)

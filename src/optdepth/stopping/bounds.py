@@ -42,7 +42,7 @@ def prophet(trace: Trace, *, price: float) -> Prophet:
 
     It looks nowhere else, so that no rule is better, wherever it looks.
     """
-    paid = trace.costs.paid((False,) * trace.exits)
+    paid = trace.costs.paid((False,) * trace.n_exits)
     values = trace.losses + price * paid
     exits = values.argmin(axis=1)
     best = values[np.arange(len(trace)), exits]
@@ -145,7 +145,7 @@ def gap(rule: Rule, fit: Trace, test: Trace, *, price: float, seed: int = 0) -> 
     """How much of what stopping can gain over the best fixed depth the rule leaves; arguments and errors of `dual`."""
     hedged = _Hedged.of(rule, fit, test, price, seed)
     origin = Origin(fit.costs, recall=fit.recall)
-    alone = np.array([fit.costs.paid(FixedDepth(origin, k).looks)[k] for k in range(fit.exits)])
+    alone = np.array([fit.costs.paid(FixedDepth(origin, k).looks)[k] for k in range(fit.n_exits)])
     depth = int(np.argmin(fit.losses.mean(axis=0) + price * alone))
     fixed = test.losses[:, depth] + price * alone[depth] - hedged.martingale[:, depth]
     left, gained = hedged.values - hedged.bounds, fixed - hedged.bounds
@@ -176,8 +176,7 @@ class _Hedged:
         fit = shuffled(fit, seed)
         paid = price * fit.costs.paid(rule.looks)
         expected, martingale = _regressed(rule, fit, test, expected_losses(fit) + paid, seed)
-        exits = rule.exits(test)
-        stopped = np.arange(len(test)), exits
+        stopped = np.arange(len(test)), rule.stopped_at(test)
         surprise = (test.losses + paid)[stopped] - expected[stopped]
         hedged = expected - martingale
         return cls(hedged[stopped] + surprise, hedged.min(axis=1) + surprise, martingale)
@@ -188,12 +187,12 @@ def _regressed(
 ) -> tuple[Float[Array, "N K"], Float[Array, "N K"]]:
     """E[Y_k | s_k], infinite where the rule does not look, and M_k on the test samples; `values` are Y_k of `fit`."""
     stops = rule.stops(fit)
-    last = fit.exits - 1
+    last = fit.n_exits - 1
     expected = np.full(test.losses.shape, np.inf)
     steps = np.zeros(test.losses.shape)
     follows = values[:, -1]  # realised value of the rule from the exit after k on
     worth, after = np.empty(0), last
-    for k in reversed([k for k in range(fit.exits) if rule.looks[k] or k == last]):
+    for k in reversed([k for k in range(fit.n_exits) if rule.looks[k] or k == last]):
         regression = _Regression(fit.observations[:, k], test.observations[:, k], seed)
         stop = regression(values[:, k])
         expected[:, k] = stop[len(fit) :]
@@ -220,8 +219,8 @@ class _Regression:
 
 
 def _check_independent(rule: Rule, fit: Trace, test: Trace) -> None:
-    rule.check(fit.network, fit.exits)
-    rule.check(test.network, test.exits)
+    rule.check(fit.network, fit.n_exits)
+    rule.check(test.network, test.n_exits)
     if shared := fit.overlap(test):
         raise InputError(
             f"{shared} samples are in both fit and test; a bound needs two disjoint traces: use Trace.split"

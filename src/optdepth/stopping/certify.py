@@ -114,7 +114,7 @@ def certify(
         InputError: the samples fitted one of the rules; losses outside [0, 1]; losses that are no disagreement.
     """
     _check(trace, risk, confidence, measure)
-    full = FixedDepth(Origin(trace.costs, trace.network, recall=trace.recall), trace.exits - 1)
+    full = FixedDepth(Origin(trace.costs, trace.network, recall=trace.recall), trace.n_exits - 1)
     alone: tuple[Rule, Evaluation] = full, evaluate(full, trace)
     passed = [] if measure == "loss" else [alone]
     level, order = 1 - confidence, np.random.default_rng(seed).permutation(len(trace))

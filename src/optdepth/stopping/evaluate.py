@@ -21,7 +21,7 @@ class Evaluation:
         loss, cost: means over the samples; loss in the task's unit, cost in the trace's.
         loss_error, cost_error: their standard errors.
         shares: (K,) share of the samples that stop at each exit.
-        exits: (N,) exit of each sample, 0-based.
+        stopped_at: (N,) exit of each sample, 0-based.
         losses, costs: (N,) of each sample.
     """
 
@@ -30,7 +30,7 @@ class Evaluation:
     loss_error: float
     cost_error: float
     shares: Float[np.ndarray, " K"]
-    exits: Int[np.ndarray, " N"]
+    stopped_at: Int[np.ndarray, " N"]
     losses: Float[np.ndarray, " N"]
     costs: Float[np.ndarray, " N"]
 
@@ -39,18 +39,18 @@ class Evaluation:
         cls,
         losses: Float[np.ndarray, " N"],
         costs: Float[np.ndarray, " N"],
-        exits: Int[np.ndarray, " N"],
+        stopped_at: Int[np.ndarray, " N"],
         *,
-        depth: int,
+        n_exits: int,
     ) -> Self:
-        """Means and errors of what each sample lost and paid where it stopped, among `depth` exits."""
+        """Means and errors of what each sample lost and paid where it stopped, among `n_exits` exits."""
         return cls(
             loss=float(losses.mean()),
             cost=float(costs.mean()),
             loss_error=_standard_error(losses),
             cost_error=_standard_error(costs),
-            shares=np.bincount(exits, minlength=depth) / len(exits),
-            exits=exits,
+            shares=np.bincount(stopped_at, minlength=n_exits) / len(stopped_at),
+            stopped_at=stopped_at,
             losses=losses,
             costs=costs,
         )
@@ -66,7 +66,7 @@ class Evaluation:
     def __str__(self) -> str:
         return (
             f"loss {self.loss:.4f} ± {self.loss_error:.4f}, cost {self.cost:.4g} ± {self.cost_error:.2g} "
-            f"on {len(self.exits):,} samples"
+            f"on {len(self.stopped_at):,} samples"
         )
 
 
@@ -88,10 +88,10 @@ def applied(rule: Rule, trace: Trace) -> Evaluation:
             f"the rule answers by recall {rule.origin.recall or 'of nothing'}, the losses are of "
             f"{trace.recall or 'each exit alone'}; make the trace with recall=rule.origin.recall"
         )
-    exits = rule.exits(trace)
-    losses = trace.losses[np.arange(len(trace)), exits]
-    costs = trace.costs.paid(rule.looks)[exits]
-    return Evaluation.of(losses, costs, exits, depth=trace.exits)
+    stopped_at = rule.stopped_at(trace)
+    losses = trace.losses[np.arange(len(trace)), stopped_at]
+    costs = trace.costs.paid(rule.looks)[stopped_at]
+    return Evaluation.of(losses, costs, stopped_at, n_exits=trace.n_exits)
 
 
 def _standard_error(values: Float[np.ndarray, " N"]) -> float:

@@ -68,7 +68,7 @@ class ExpectedDepth:
 
 
 @dataclass(frozen=True, eq=False)
-class DiminishingReturns:
+class ReturnsBound:
     """Bound (B): where E[L_k - L_k+1 | s_k] <= price (C_k+1 - C_k) from exit N on, no optimal rule goes beyond N.
 
     An estimate: the largest expected gain is that of a fitted regression over the recorded samples, at its upper 95%
@@ -136,7 +136,7 @@ class FiniteDepth:
 
     price: float
     expected: ExpectedDepth
-    diminishing: DiminishingReturns
+    diminishing: ReturnsBound
     residual: ResidualBound
     shares: Float[Array, " K"]
 
@@ -225,13 +225,13 @@ def expected_depth_bound(trace: Trace, found: Evaluation, *, price: float, least
     return ExpectedDepth(float(bound), float(error), found.cost, found.cost_error, whole)
 
 
-def _diminishing_returns(trace: Trace, price: float, seed: int) -> DiminishingReturns:
+def _diminishing_returns(trace: Trace, price: float, seed: int) -> ReturnsBound:
     trace = shuffled(trace, seed)
     drop = -np.diff(expected_losses(trace), axis=1)
-    gains = np.array([_largest(trace.observations[:, k], drop[:, k]) for k in range(trace.exits - 1)])
+    gains = np.array([_largest(trace.observations[:, k], drop[:, k]) for k in range(trace.n_exits - 1)])
     worth = price * np.diff(trace.costs.paid())
     pays = np.flatnonzero(gains > worth)
-    return DiminishingReturns(gains, worth, int(pays[-1]) + 1 if len(pays) else 0)
+    return ReturnsBound(gains, worth, int(pays[-1]) + 1 if len(pays) else 0)
 
 
 def _largest(seen: Float[Array, "N F"], drop: Float[Array, " N"]) -> float:
@@ -260,7 +260,7 @@ def _residual_bound(
     if head_norm is not None and not (np.isfinite(head_norm) and head_norm > 0):
         raise InputError(f"head_norm is {head_norm:g}; it is the spectral norm of the head's weight, finite and > 0")
     start, notes = _constant_shape(relative)
-    found = decay(sizes[:, start:], np.arange(start + 1, trace.exits + 1))
+    found = decay(sizes[:, start:], np.arange(start + 1, trace.n_exits + 1))
     law = found.law if found else None
     step = float(np.diff(trace.costs.paid()).min())
     unmet = [

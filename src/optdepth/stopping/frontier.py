@@ -193,4 +193,4 @@ def prices_for(trace: Trace, *, count: int = 20) -> Float[Array, " count"]:
 def fixed_depths(trace: Trace) -> list[Evaluation]:
     """Every sample at exit k, for every k: K evaluations. Only the exit answered at is looked at and paid for."""
     origin = Origin(trace.costs, trace.network, recall=trace.recall)
-    return [evaluate(FixedDepth(origin, k), trace) for k in range(trace.exits)]
+    return [evaluate(FixedDepth(origin, k), trace) for k in range(trace.n_exits)]

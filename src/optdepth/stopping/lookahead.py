@@ -34,7 +34,7 @@ def lookahead_family(trace: Trace, *, seed: int = 0) -> Callable[[float], GainRu
     trace, features = shuffled(trace, seed), frugal(trace)
     seen = trace.columns(features)
     drop = -np.diff(expected_losses(trace), axis=1)
-    early = range(trace.exits - 1)
+    early = range(trace.n_exits - 1)
     fits = [Regression(seen[:, k], bases(seen[:, k], seed)).fit(drop[:, k]) for k in early]
     step = np.diff(trace.costs.paid())
 

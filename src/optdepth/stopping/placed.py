@@ -56,9 +56,8 @@ class Placed(Rule):
     @classmethod
     def restore(cls, origin: Origin, arguments: dict[str, Any]) -> Self:
         rest = {name: value for name, value in arguments.items() if name not in ("kind", "kept")}
-        kept, costs = arguments["kept"], origin.costs
-        less = replace(costs, reach=costs.reach[kept], probe=costs.probe[kept], answer=costs.answer[kept])
-        inner = Rule.kinds[arguments["kind"]].restore(replace(origin, costs=less, recall=()), rest)
+        kept = arguments["kept"]
+        inner = Rule.kinds[arguments["kind"]].restore(replace(origin, costs=origin.costs.keep(kept), recall=()), rest)
         return cls(origin, inner, kept)
 
 
@@ -104,7 +103,7 @@ def placed_family(
     narrow = replace(trace, observations=trace.columns(features), features=tuple(features))
 
     def at(price: float) -> Rule:
-        exits = place(narrow, price=price, most=most, seed=seed).exits
+        exits = place(narrow, price=price, most=most, seed=seed).kept
         if len(exits) == 1:
             return FixedDepth(Origin.of(trace, price), exits[0])
         inner = snell(keep(narrow, exits), price=price, features=features, seed=seed)

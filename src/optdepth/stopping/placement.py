@@ -1,6 +1,6 @@
 """Placement: which exits to keep, when looking costs something.
 
-An exit is worth its probe only where enough samples stop there. One recorded trace tells: drop exits from it, solve
+An exit is worth its look only where enough samples stop there. One recorded trace tells: drop exits from it, solve
 again, and compare. Backward induction makes that cheap, for what lies behind an exit does not depend on the exits kept
 before it: their looks are paid whatever comes. So placements with the same deep exits share the work, and each further
 placement costs one regression.
@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..errors import InputError
-from ..trace import Costs, Trace
+from ..trace import Trace
 from .posterior import expected_losses
 from .price import check_price
 from .regression import CrossFit, Ramps, shuffled
@@ -37,22 +37,22 @@ class Placement:
     """The exits worth keeping at a price.
 
     Attributes:
-        exits: those kept, in order; always with the last one.
+        kept: numbers of those kept, in order; always with the last one.
         value, error: mean of loss + price x cost of the induction's rule on them, cross-fitted, and its standard error.
         every, last: the same with every exit kept, and with the last alone.
-        of: how many exits the trace has.
+        n_exits: how many the trace has.
         tried: placements tried.
         exhaustive: whether those are all there are.
         distance: the best placement is better by no more than this (estimated, two standard errors included); 0 after
             an exhaustive search.
     """
 
-    exits: Exits
+    kept: Exits
     value: float
     error: float
     every: float
     last: float
-    of: int
+    n_exits: int
     tried: int
     exhaustive: bool
     distance: float
@@ -64,7 +64,7 @@ class Placement:
             else f"{self.tried:,} placements tried, the best is better by no more than {self.distance:.4f} (estimated)"
         )
         return (
-            f"keep {len(self.exits)} of {self.of} exits: {', '.join(map(str, self.exits))}; loss + price x cost "
+            f"keep {len(self.kept)} of {self.n_exits} exits: {', '.join(map(str, self.kept))}; loss + price x cost "
             f"{self.value:.4f} ± {self.error:.4f}, with every exit {self.every:.4f}, with the last alone "
             f"{self.last:.4f}; {search}"
         )
@@ -79,16 +79,16 @@ def keep(trace: Trace, exits: Sequence[int]) -> Trace:
     Args:
         exits: at least two, rising.
     """
-    if any(b <= a for a, b in pairwise(exits)) or not set(exits) <= set(range(trace.exits)):
-        raise InputError(f"exits {tuple(exits)} must rise and lie in 0..{trace.exits - 1}")
+    if any(b <= a for a, b in pairwise(exits)) or not set(exits) <= set(range(trace.n_exits)):
+        raise InputError(f"exits {tuple(exits)} must rise and lie in 0..{trace.n_exits - 1}")
     _check_own(trace)
-    kept, costs = list(exits), trace.costs
+    kept = list(exits)
     return replace(
         trace,
         losses=trace.losses[:, kept],
         observations=trace.observations[:, kept],
         posterior_losses=None if trace.posterior_losses is None else trace.posterior_losses[:, kept],
-        costs=Costs(costs.reach[kept], costs.probe[kept], costs.answer[kept], costs.unit),
+        costs=trace.costs.keep(kept),
     )
 
 
@@ -117,7 +117,7 @@ def place(trace: Trace, *, price: float, most: int | None = None, seed: int = 0)
     trace = shuffled(trace, seed)
     if len(trace) > _SAMPLES:
         trace = trace.select(np.arange(_SAMPLES))
-    early, limit = trace.exits - 1, trace.exits if most is None else min(most, trace.exits)
+    early, limit = trace.n_exits - 1, trace.n_exits if most is None else min(most, trace.n_exits)
     tails = _Tails(trace, price)
     exhaustive = sum(math.comb(early, n) for n in range(limit)) <= _EXHAUSTIVE
     tried = dict(tails.all(limit) if exhaustive else tails.near(limit))
@@ -125,12 +125,12 @@ def place(trace: Trace, *, price: float, most: int | None = None, seed: int = 0)
     chosen = tails.of(best)
     room = chosen[:, 0] - tails.bound()
     return Placement(
-        exits=best,
+        kept=best,
         value=float(chosen[:, 1].mean()),
         error=_error(chosen[:, 1]),
-        every=float(tails.of(range(trace.exits))[:, 1].mean()),
+        every=float(tails.of(range(trace.n_exits))[:, 1].mean()),
         last=float(tails.of((early,))[:, 1].mean()),
-        of=trace.exits,
+        n_exits=trace.n_exits,
         tried=len(tried),
         exhaustive=exhaustive,
         distance=0.0 if exhaustive else max(0.0, float(room.mean())) + 2 * _error(room),
@@ -153,9 +153,9 @@ class _Tails:
     def __init__(self, trace: Trace, price: float) -> None:
         costs, observations = trace.costs, trace.observations
         losses = np.stack([expected_losses(trace), trace.losses], axis=2)
-        self.stop: Float[Array, "N K 2"] = losses + price * (costs.reach + costs.probe + costs.answer)[:, None]
-        self.look: Float[Array, " K"] = price * costs.probe
-        self.last = trace.exits - 1
+        self.stop: Float[Array, "N K 2"] = losses + price * (costs.reach + costs.look + costs.answer)[:, None]
+        self.look: Float[Array, " K"] = price * costs.look
+        self.last = trace.n_exits - 1
         seen = [observations[:, k] for k in range(self.last)]
         self.fits = [CrossFit(Ramps.of(columns, _RAMPS), columns) for columns in seen]
 

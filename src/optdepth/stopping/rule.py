@@ -19,7 +19,7 @@ from ..files import read_json, read_tensors, write_json, write_tensors
 from ..recall import Windows, checked
 from ..trace import Costs, Trace
 
-_FORMAT, _VERSION = "optdepth.rule", 2
+_FORMAT, _VERSION = "optdepth.rule", 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,26 +92,26 @@ class Rule(nn.Module, ABC):
         """Which exits the rule looks at; it passes the others by, and what looking costs there is not paid."""
         return (True,) * len(self.origin.costs)
 
-    def check(self, network: str, exits: int) -> None:
+    def check(self, network: str, n_exits: int) -> None:
         """Refuses another network, or a trace of another number of exits."""
-        if exits != len(self.origin.costs):
-            raise InputError(f"the rule decides between {len(self.origin.costs)} exits, but here are {exits}")
+        if n_exits != len(self.origin.costs):
+            raise InputError(f"the rule decides between {len(self.origin.costs)} exits, but here are {n_exits}")
         if network and self.origin.network and network != self.origin.network:
             raise InputError(
                 f"the rule was solved for network {self.origin.network}, this is network {network}; "
                 "record this network and solve again"
             )
 
-    def exits(self, trace: Trace) -> Int[np.ndarray, " N"]:
+    def stopped_at(self, trace: Trace) -> Int[np.ndarray, " N"]:
         """The exit (0-based) at which each sample of a trace stops."""
         return first_stop(self.stops(trace))
 
     def stops(self, trace: Trace) -> Bool[np.ndarray, "N K-1"]:
         """Where the rule would stop each sample if it came there; nowhere at exits that it does not look at."""
-        self.check(trace.network, trace.exits)
+        self.check(trace.network, trace.n_exits)
         device = next(self.buffers(), torch.empty(0)).device
         columns = torch.from_numpy(trace.columns(self.features))
-        stops = np.zeros((len(trace), trace.exits - 1), dtype=bool)
+        stops = np.zeros((len(trace), trace.n_exits - 1), dtype=bool)
         for k in np.flatnonzero(self.looks[:-1]):
             stops[:, k] = self.stop(int(k), columns[:, k].to(device)).cpu().numpy()
         return stops

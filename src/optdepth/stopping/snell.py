@@ -88,7 +88,7 @@ class _Solver:
             self.judge[: self.few] = 1 + fold
         self.judged = slice(0 if folds else self.few, None)
         self.randomised = RandomisedFit(self.seen[: self.few], self.kept, self.judge[: self.few], _RAMPS)
-        exits = [self.seen[:, k] for k in range(trace.exits - 1)]
+        exits = [self.seen[:, k] for k in range(trace.n_exits - 1)]
         self.regressions = [Regression(seen, bases(seen, seed)) for seen in exits]
 
     def at(self, price: float) -> Rule:

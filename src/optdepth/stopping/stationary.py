@@ -93,13 +93,13 @@ class Stationary(Rule):
         origin = replace(self.origin, costs=costs, network=self.origin.network if network is None else network)
         return Stationary(origin, self.features, self.gain, self.loss, self.spread)
 
-    def check(self, network: str, exits: int) -> None:
-        if exits != len(self.origin.costs):
+    def check(self, network: str, n_exits: int) -> None:
+        if n_exits != len(self.origin.costs):
             raise InputError(
-                f"the rule is set to {len(self.origin.costs)} steps, but here are {exits}; "
+                f"the rule is set to {len(self.origin.costs)} steps, but here are {n_exits}; "
                 "rule.over(trace.costs) is the same rule for those"
             )
-        super().check(network, exits)
+        super().check(network, n_exits)
 
     def arguments(self) -> dict[str, Any]:
         parts: dict[str, nn.Module] = {"gain": self.gain, "loss": self.loss}
@@ -210,11 +210,11 @@ def _held_out(halves: tuple[Trace, Trace], features: Sequence[str], price: float
         if found.status != "converged":
             return np.inf
         rule, last = found.rule, torch.from_numpy(judge.columns(features)[:, -1])
-        exits = rule.exits(judge)
-        cost = judge.costs.paid()[exits]
-        goes_on = (exits == judge.exits - 1) & ~rule.stop(judge.exits - 1, last).numpy()
-        cost[goes_on] += step_cost(judge.costs) * max(0, rule.limit - judge.exits)
-        values.append(judge.losses[np.arange(len(judge)), exits] + price * cost)
+        stopped_at = rule.stopped_at(judge)
+        cost = judge.costs.paid()[stopped_at]
+        goes_on = (stopped_at == judge.n_exits - 1) & ~rule.stop(judge.n_exits - 1, last).numpy()
+        cost[goes_on] += step_cost(judge.costs) * max(0, rule.limit - judge.n_exits)
+        values.append(judge.losses[np.arange(len(judge)), stopped_at] + price * cost)
     return float(np.concatenate(values).mean())
 
 
@@ -261,8 +261,8 @@ def with_steps(costs: Costs, steps: int) -> Costs:
     step_cost(costs)
     more = np.arange(1, max(0, steps - len(costs)) + 1)
     reach = np.concatenate([costs.reach, costs.reach[-1] + (costs.reach[-1] - costs.reach[-2]) * more])
-    probe, answer = (np.pad(part, (0, len(more)), mode="edge") for part in (costs.probe, costs.answer))
-    return Costs(reach[:steps], probe[:steps], answer[:steps], costs.unit)
+    look, answer = (np.pad(part, (0, len(more)), mode="edge") for part in (costs.look, costs.answer))
+    return Costs(reach[:steps], look[:steps], answer[:steps], costs.unit)
 
 
 def _pairs(trace: Trace, features: Sequence[str], random: np.random.Generator) -> tuple[Array, Array, Array, Array]:

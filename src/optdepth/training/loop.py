@@ -26,12 +26,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Subset
 
-from ..data import Data
+from ..batch import Inputs
 from ..errors import InputError
 from ..files import write_atomically, write_json
-from ..networks.staged import Inputs, StagedNetwork
+from ..networks.staged import StagedNetwork
+from ..splits import Splits
 from ..tasks import TaskLoss, cross_entropy
-from ..tensors import TensorData
 from .depth_loss import DepthLoss
 from .objective import Objective
 
@@ -99,7 +99,7 @@ class History:
 
 def train(
     network: StagedNetwork,
-    data: Data | TensorData,
+    data: Splits,
     *,
     loss: DepthLoss,
     task: TaskLoss = cross_entropy,
@@ -200,7 +200,7 @@ class _Run:
         accelerator: Accelerator,
         settings: Settings,
         network: StagedNetwork,
-        data: Data | TensorData,
+        data: Splits,
         loss: DepthLoss,
         task: TaskLoss,
         out: Path,
@@ -211,8 +211,8 @@ class _Run:
         split = data.splits["train"]
         self.order = torch.Generator()
         workers = 0 if split.in_memory else min(8, os.cpu_count() or 1)
-        loader = DataLoader(
-            split,
+        loader: DataLoader[Any] = DataLoader(
+            split,  # type: ignore[arg-type]  # anything with a length and items
             settings.batch_size,
             shuffle=True,
             drop_last=True,
@@ -249,8 +249,11 @@ class _Run:
                 advance(f"epoch {epoch + 1}/{settings.epochs}, loss {losses[:, -1].mean():.3f}{self.shown}")
         means = self.accelerator.reduce(total / self.steps, "mean")
         price = self.loss.price_at((epoch + 1) / settings.epochs)
-        accuracy = self._judged(price) if self.classifies else ()
-        if accuracy:
+        accuracy: tuple[float, ...] = ()
+        if self.classifies:
+            logits, targets = self._fit_answers()
+            self._solve_rule(logits, targets, price)
+            accuracy = tuple(float((answer.argmax(1) == targets).float().mean()) for answer in logits)
             self.shown = f", accuracy {accuracy[0]:.1%} at the first exit, {accuracy[-1]:.1%} at the last"
         return Epoch(tuple(means.tolist()), price, accuracy, time.monotonic() - begin)
 
@@ -265,25 +268,25 @@ class _Run:
         result: Tensor = losses
         return result
 
-    def _judged(self, price: float) -> tuple[float, ...]:
-        """Accuracy of each exit on at most 5,000 evenly spaced samples of the fit split.
-
-        The rule of the loss is solved on them, if it has one and a price is in force.
-        """
+    def _fit_answers(self) -> tuple[list[Float[Tensor, "n classes"]], Tensor]:
+        """Logits of each exit, and the targets, on at most 5,000 evenly spaced samples of the fit split."""
         split, device = self.data.splits["fit"], self.accelerator.device
         chosen = np.unique(np.linspace(0, len(split) - 1, 5000, dtype=np.int64)).tolist()
         answers: list[list[Tensor]] = []
         targets: list[Tensor] = []
         self.network.eval()
         with torch.no_grad(), self.accelerator.autocast():
-            for held, labels in DataLoader(Subset(split, chosen), batch_size=500):
+            part: Subset[Any] = Subset(split, chosen)  # type: ignore[arg-type]
+            for held, labels in DataLoader(part, batch_size=500):
                 inputs = self.data.inputs(tree_map(lambda tensor: tensor.to(device), held))
                 answers.append(self.network(inputs))
                 targets.append(labels.to(device))
-        logits, right = [torch.cat(one) for one in zip(*answers, strict=True)], torch.cat(targets)
+        return [torch.cat(one) for one in zip(*answers, strict=True)], torch.cat(targets)
+
+    def _solve_rule(self, logits: list[Float[Tensor, "n classes"]], targets: Tensor, price: float) -> None:
+        """Solves the rule of the loss anew, if it has one and a price is in force."""
         if "rule" in self.loss.needs and price > 0:
-            self.accelerator.unwrap_model(self.model).solve(logits, right, price)
-        return tuple(float((answer.argmax(1) == right).float().mean()) for answer in logits)
+            self.accelerator.unwrap_model(self.model).solve(logits, targets, price)
 
     @contextmanager
     def bar(self, *, shown: bool, done: int) -> Iterator[Callable[[str], None]]:
@@ -329,7 +332,8 @@ class _Run:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         done = [Epoch(**epoch) for epoch in state["epochs"]]
         if "rule" in self.loss.needs:
-            self._judged(done[-1].price)  # the rule is not in the checkpoint: it is what this network's answers give
+            # The rule is not in the checkpoint: it is what this network's answers give.
+            self._solve_rule(*self._fit_answers(), done[-1].price)
         return done
 
     def finish(self, done: list[Epoch]) -> History:

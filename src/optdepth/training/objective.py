@@ -10,8 +10,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..batch import Inputs, State, hidden
 from ..errors import InputError
-from ..networks.staged import Inputs, StagedNetwork, State, hidden, residual_size
+from ..networks.staged import StagedNetwork, residual_size
 from ..observe import Observer
 from ..stopping.snell import snell
 from ..tasks import TaskLoss, cross_entropy, losses_of

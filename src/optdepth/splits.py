@@ -1,0 +1,78 @@
+"""Splits: data cut into parts that share no sample, for training, fitting, certifying and judging."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from .batch import Inputs
+from .errors import InputError
+
+
+class Split(Protocol):
+    """Some samples of a source: item i is (what is held of one sample, its target)."""
+
+    @property
+    def source(self) -> str:
+        """Where the samples come from."""
+
+    @property
+    def rows(self) -> Int64[np.ndarray, " n"]:
+        """Number of each sample in its source."""
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether reading an item decodes nothing."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> tuple[Inputs, Any]: ...
+
+
+class Splits(Protocol):
+    """What `train` and `record` read: images, tables of tensors, or a source of your own.
+
+    `splits` has `train` to train networks, `fit` to fit rules, `certify` to certify them, `test` to judge all.
+    """
+
+    @property
+    def name(self) -> str:
+        """Of the source."""
+
+    @property
+    def splits(self) -> Mapping[str, Split]:
+        """By name; no sample is in two of them."""
+
+    def inputs(self, held: Inputs, generator: torch.Generator | None = None) -> Inputs:
+        """What a network takes, from what a split holds; augmented where a generator is given, for training."""
+
+    def batches(self, split: str, size: int = 256) -> Iterator[tuple[Inputs, Tensor]]:
+        """Inputs and targets of a split, in its order, `size` at a time."""
+
+
+def carve(
+    labels: Int64[np.ndarray, " n"], classes: tuple[str, ...], shares: dict[str, float], seed: int
+) -> dict[str, Int64[np.ndarray, " m"]]:
+    """Sorted row numbers of each share, and of the rest as `train`; stratified by label."""
+    left = 1 - sum(shares.values())
+    if left <= 0 or min(shares.values()) <= 0:
+        raise InputError(f"shares {shares}: give positive ones that leave something to train on")
+    counts = np.bincount(labels, minlength=len(classes))
+    smallest, share = int(counts.argmin()), min(left, *shares.values())
+    if counts[smallest] * share < 1:
+        raise InputError(
+            f"class {classes[smallest]!r} has {counts[smallest]} samples, too few for a stratified split with "
+            f"a share of {share:.3g}: give at least {int(np.ceil(1 / share))} a class, or larger shares"
+        )
+    rest, parts = np.arange(len(labels)), {}
+    for key, share in shares.items():
+        size = round(share * len(labels))
+        rest, part = train_test_split(rest, test_size=size, stratify=labels[rest], random_state=seed)
+        parts[key] = np.sort(part)
+    return {"train": np.sort(rest), **parts}
