@@ -3,6 +3,7 @@
 Nothing is fitted here. What a processor's rounding moves, a millionth of a score, is nowhere near to changing an exit.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from optdepth.stopping.baselines import Threshold
 from optdepth.stopping.gain import GainRule
 from optdepth.stopping.regression import Additive, Hinged
 from optdepth.stopping.rule import FixedDepth, Origin, Rule
+from optdepth.trace import Trace
 
 _RISE, _FIRST = (2.0, 1.5, 2.5), (2.75, 0.0, 0.0)
 """By exit: how an image's strength raises the logit of its class, and that of class 0 before anything is seen."""
@@ -147,6 +149,24 @@ def widest_gap(scores: Tensor) -> float:
     widest = int(middle.diff().argmax())
     assert middle[widest + 1] - middle[widest] > 1e-3, "a cut that rounding could cross"
     return float(middle[widest : widest + 2].mean())
+
+
+def parting(trace: Trace, features: Sequence[str]) -> GainRule:
+    """A rule that reads these features of a trace, stops early and late, and is near a tie for none of its samples.
+
+    At each exit the features, each over its range there and each weighing half of the one before, are added up. A
+    sample stops where the sum is beyond its widest gap.
+    """
+    gains = []
+    for k in range(trace.n_exits - 1):
+        seen = torch.from_numpy(trace.columns(features)[:, k])
+        low, length = seen.amin(0), seen.amax(0) - seen.amin(0)
+        scale = torch.where(length > 0, 1 / length, 0.0)
+        weight = -(0.5 ** torch.arange(len(features)))
+        edge = widest_gap(((seen - low) * scale * weight).sum(1))
+        parts = {"low": low, "scale": scale, "weight": weight}
+        gains.append(Additive(**{name: part[:, None] for name, part in parts.items()}, intercept=torch.tensor(-edge)))
+    return GainRule(Origin.of(trace), features, gains)
 
 
 def anywhere(rule: Rule) -> Rule:
