@@ -14,10 +14,23 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # a test never asks a server
 from optdepth.trace import Costs, Trace
 from settings import Setting
 
-if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # workers share the cores; each, and what it starts, would take all
+# Workers share the cores; each, and what it starts, would take all. Who has said how many threads is not overruled.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ and "OMP_NUM_THREADS" not in os.environ:
     threads = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The seed of the order: pytest-randomly says it in the header, which -q leaves out."""
+    if (seed := config.getoption("randomly_seed", None)) is not None:
+        terminalreporter.write_line(f"the order of the tests is that of --randomly-seed={seed}")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What a test draws from torch's global generator, such as weights of its own modules, is the same in any order."""
+    torch.manual_seed(0)
+
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

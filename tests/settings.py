@@ -140,12 +140,12 @@ class Glancing:
 
 
 def widest_gap(scores: Tensor) -> float:
-    """The middle of the widest gap among the scores of the middle third: no score is near it.
+    """The middle of the widest gap among these scores, the lowest and the highest tenth aside: no score is near it.
 
     For networks with random weights, whose scores are known up to rounding and not beforehand.
     """
-    ranked = scores.sort().values
-    middle = ranked[len(ranked) // 3 : -(len(ranked) // 3)]
+    ranked, tenth = scores.sort().values, max(1, len(scores) // 10)
+    middle = ranked[tenth:-tenth]
     widest = int(middle.diff().argmax())
     assert middle[widest + 1] - middle[widest] > 1e-3, "a cut that rounding could cross"
     return float(middle[widest : widest + 2].mean())

@@ -1,5 +1,6 @@
 """Neural ODEs that stop sample by sample: closed forms, gradients, saved compute, and the rule on the grid of exits."""
 
+import copy
 import itertools
 import sys
 from pathlib import Path
@@ -22,12 +23,14 @@ from optdepth.networks.ode import flow_network, flow_pieces, regridded
 from optdepth.record import record
 from optdepth.stopping.baselines import Threshold
 from optdepth.stopping.evaluate import evaluate
+from optdepth.stopping.regression import Additive
 from optdepth.stopping.rule import FixedDepth, Origin, Rule
 from optdepth.stopping.snell import snell
-from optdepth.stopping.stationary import stationary
+from optdepth.stopping.stationary import Stationary
 from optdepth.trace import Costs, Trace
 from optdepth.training.depth_loss import depth_loss
 from optdepth.training.loop import train
+from settings import parting, widest_gap
 
 RATE, PRICE = 1.3, 0.2
 
@@ -169,15 +172,21 @@ def rule(traces: tuple[Trace, Trace]) -> Rule:
     return snell(traces[0], price=0.1, features=("margin", "entropy"))
 
 
+@pytest.fixture(scope="module")
+def parted(traces: tuple[Trace, Trace]) -> Rule:
+    """A rule by hand that is near a tie for no test image at any exit."""
+    return parting(traces[1], ("margin", "entropy"))
+
+
 def test_it_stops_in_the_interval_before_the_exit_of_the_rule_on_the_grid(
-    digits: Data, trained: StagedNetwork, traces: tuple[Trace, Trace], rule: Rule
+    digits: Data, trained: StagedNetwork, traces: tuple[Trace, Trace], parted: Rule
 ) -> None:
     images, _ = next(digits.batches("test", 359))
     with torch.no_grad():
-        stopped = FlowEngine(trained, rule)(images)
-    answer = Engine(trained, rule)(images)
+        stopped = FlowEngine(trained, parted)(images)
+    answer = Engine(trained, parted)(images)
     assert torch.equal(stopped.exit, answer.exit)
-    np.testing.assert_array_equal(stopped.exit.numpy(), rule.stopped_at(traces[1]))
+    np.testing.assert_array_equal(stopped.exit.numpy(), parted.stopped_at(traces[1]))
     grid = torch.linspace(0, 1, 9)
     assert (stopped.time <= grid[stopped.exit] + 1e-6).all()
     assert (stopped.time >= grid[(stopped.exit - 1).clamp(min=0)] - 1e-6).all()
@@ -204,13 +213,13 @@ def test_the_solved_boundary_is_worth_more_than_any_fixed_time(
     assert flow.mean() < evaluate(rule, test).value(0.1)  # nor does it wait for the next grid time
 
 
-def test_the_compute_of_stopped_samples_is_saved(digits: Data, trained: StagedNetwork, rule: Rule) -> None:
+def test_the_compute_of_stopped_samples_is_saved(digits: Data, trained: StagedNetwork, parted: Rule) -> None:
     images, _ = next(digits.batches("test", 128))
     rows: list[int] = []
     field = flow_pieces(trained)[-1].field
     handle = field.register_forward_hook(lambda module, given, out: rows.append(len(out)))
     with torch.no_grad():
-        stopped = FlowEngine(trained, rule)(images)
+        stopped = FlowEngine(trained, parted)(images)
     handle.remove()
     assert sum(rows) == int(stopped.evaluations.sum())
     assert sum(rows) < 0.7 * 128 * 8 * 4
@@ -219,9 +228,9 @@ def test_the_compute_of_stopped_samples_is_saved(digits: Data, trained: StagedNe
     assert torch.equal(stopped.evaluations[crossing], expected[crossing])
 
 
-def test_nothing_depends_on_who_else_is_in_the_batch(digits: Data, trained: StagedNetwork, rule: Rule) -> None:
+def test_nothing_depends_on_who_else_is_in_the_batch(digits: Data, trained: StagedNetwork, parted: Rule) -> None:
     images, _ = next(digits.batches("test", 48))
-    engine = FlowEngine(trained, rule)
+    engine = FlowEngine(trained, parted)
     with torch.no_grad():
         together = engine(images)
         apart = [engine(images[i : i + 1]) for i in range(48)]
@@ -233,12 +242,13 @@ def test_nothing_depends_on_who_else_is_in_the_batch(digits: Data, trained: Stag
 
 
 def test_the_gradient_of_loss_and_time_is_that_of_finite_differences(
-    digits: Data, trained: StagedNetwork, rule: Rule
+    digits: Data, trained: StagedNetwork, parted: Rule
 ) -> None:
     """Through head, features, rule and time, in the precision that rules have: along the gradient itself."""
     images, labels = next(digits.batches("train", 64))
-    engine = FlowEngine(trained, rule)
-    parameters = [p for p in trained.parameters() if p.requires_grad]
+    network = copy.deepcopy(trained)
+    engine = FlowEngine(network, parted)
+    parameters = [p for p in network.parameters() if p.requires_grad]
 
     def objective() -> Tensor:
         stopped = engine(images)
@@ -252,28 +262,30 @@ def test_the_gradient_of_loss_and_time_is_that_of_finite_differences(
             for p, old, g in zip(parameters, before, gradients, strict=True):
                 p.copy_(old + step * g / size)
             values.append(float(objective()))
-        for p, old in zip(parameters, before, strict=True):
-            p.copy_(old)  # to the bit: other tests use the network, and rules know it by its bits
     assert (values[0] - values[1]) / 6e-4 == pytest.approx(float(size), rel=0.03)
 
 
 def test_stationary_rules_and_thresholds_are_boundaries_too(
     digits: Data, trained: StagedNetwork, traces: tuple[Trace, Trace]
 ) -> None:
-    fit, _ = traces
+    fit, test = traces
     images, _ = next(digits.batches("test", 64))
-    cuts = torch.tensor([torch.inf, 0.9, torch.inf, 0.8, 0.7, 0.7, 0.6, 0.5])
+    seen = torch.from_numpy(test.select(np.arange(64)).columns(["confidence"])[..., 0])
+    cuts = torch.tensor([widest_gap(seen[:, k]) if k % 2 else torch.inf for k in range(8)])
     threshold = Threshold(Origin.of(fit, 0.1), "confidence", cuts)
-    narrow = Trace(
-        fit.losses, fit.columns(["margin", "entropy"]), fit.costs, ("margin", "entropy"), fit.posterior_losses,
-        network=fit.network,
-    )  # fmt: skip
-    for each in (threshold, stationary(narrow, price=0.1).rule):
+    one = torch.ones(1, 1)
+    gain = Additive(low=0 * one, scale=one, weight=-one, intercept=torch.tensor(widest_gap(seen[:, :-1].flatten())))
+    for each in (threshold, Stationary(Origin.of(fit, 0.1), ("confidence",), gain, gain, spread=1.0)):
         with torch.no_grad():
             stopped = FlowEngine(trained, each)(images)
+        assert len(stopped.exit.unique()) > 2
         assert torch.equal(stopped.exit, Engine(trained, each)(images).exit)
+    cuts = torch.tensor([torch.inf, 0.9, torch.inf, 0.8, 0.7, 0.7, 0.6, 0.5])
     plane = field_of_scores(
-        Boundary(threshold), torch.tensor([0.0, 0.125, 0.5]), torch.linspace(0, 1, 9), torch.tensor([0.75, 0.95])
+        Boundary(Threshold(Origin.of(fit, 0.1), "confidence", cuts)),
+        torch.tensor([0.0, 0.125, 0.5]),
+        torch.linspace(0, 1, 9),
+        torch.tensor([0.75, 0.95]),
     )
     assert (plane > 0).tolist() == [[True, True], [True, False], [False, False]]
 
@@ -283,7 +295,7 @@ def test_it_is_a_network_like_any_other(tmp_path: Path) -> None:
     assert [exit.name for exit in network.exits] == ["t=0", "t=0.5", "t=1", "t=1.5", "t=2"]
     network.save(tmp_path)
     again = load_network(tmp_path)
-    images = torch.randn(5, 1, 8, 8)
+    images = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     for here, there in zip(network.eval()(images), again(images), strict=True):
         assert torch.equal(here, there)
     euler = regridded(network, 4, method="euler").eval()
@@ -306,27 +318,27 @@ def test_steps_of_fourth_order_agree_with_finer_ones() -> None:
                 assert np.log2(coarse / fine) == pytest.approx(order, abs=0.35)
 
 
-def test_bad_input_says_what_to_do(trained: StagedNetwork, traces: tuple[Trace, Trace], rule: Rule) -> None:
+def test_bad_input_says_what_to_do(trained: StagedNetwork, traces: tuple[Trace, Trace], parted: Rule) -> None:
     fit, _ = traces
     origin = Origin.of(fit, 0.1)
     with pytest.raises(InputError, match=r"the rule reads streak, .* solve with features="):
-        FlowEngine(trained, snell(fit, price=0.1, features=("margin", "streak")))
+        FlowEngine(trained, Threshold(origin, "streak", torch.full((8,), 1.5)))
     with pytest.raises(InputError, match="the rule reads nothing"):
         FlowEngine(trained, FixedDepth(origin, 3))
     with pytest.raises(InputError, match="the rule was solved for network"):
-        FlowEngine(neural_ode(8, classes=10, channels=1, width=8, seed=1), rule)
+        FlowEngine(neural_ode(8, classes=10, channels=1, width=8, seed=1), parted)
     with pytest.raises(InputError, match="no neural ODE with an exit at every grid time"):
-        FlowEngine(trained.keep(["t=0.5", "t=1"]), rule)
+        FlowEngine(trained.keep(["t=0.5", "t=1"]), parted)
     with pytest.raises(InputError, match="an empty batch"):
-        FlowEngine(trained, rule)(torch.empty(0, 1, 8, 8))
+        FlowEngine(trained, parted)(torch.empty(0, 1, 8, 8))
     with pytest.raises(InputError, match="sample 1 of the batch holds NaN"):
-        FlowEngine(trained, rule)(torch.stack([torch.zeros(1, 8, 8), torch.full((1, 8, 8), torch.nan)]))
+        FlowEngine(trained, parted)(torch.stack([torch.zeros(1, 8, 8), torch.full((1, 8, 8), torch.nan)]))
     with pytest.raises(InputError, match=r"method 'dopri5': choose from euler, midpoint, rk4; the steps of adaptive"):
         neural_ode(4, classes=3, method="dopri5", seed=0)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="horizon -1"):
         neural_ode(4, classes=3, horizon=-1.0, seed=0)
     with pytest.raises(InputError, match="a plane shows one feature"):
-        field_of_scores(Boundary(rule), torch.zeros(1), torch.linspace(0, 1, 9), torch.zeros(1))
+        field_of_scores(Boundary(parted), torch.zeros(1), torch.linspace(0, 1, 9), torch.zeros(1))
 
 
 def test_without_torchdiffeq_it_says_which_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

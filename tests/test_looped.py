@@ -16,6 +16,7 @@ from optdepth.stopping.rule import Origin
 from optdepth.stopping.stationary import Stationary, step_cost, with_steps
 from optdepth.tasks import cross_entropy
 from optdepth.training import depth_loss
+from settings import widest_gap
 
 STEPS = 6
 PRICES = (0.01, 0.03)
@@ -23,6 +24,35 @@ PRICES = (0.01, 0.03)
 
 def small(steps: int = STEPS, **changes) -> od.StagedNetwork:
     return od.looped(steps, **{"classes": 10, "channels": 1, "width": 16, "seed": 0, **changes}).eval()
+
+
+class ByHand:
+    """A looped network with random weights and a stationary rule set by hand, near a tie for none of 40 images.
+
+    They stop at unlike steps, some at the limit alone: 26 steps, the first, and 1 / 0.04 that are worth all there is to
+    gain.
+    """
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        strength = torch.linspace(0.2, 3, 40)[torch.randperm(40, generator=generator)]
+        self.images = strength[:, None, None, None] * torch.randn(40, 1, 8, 8, generator=generator)
+        self.network = small()
+        self.network.heads[-1].linear.weight.data *= 5  # random answers are all unsure: these are spread
+        longer, costs = od.unrolled(self.network, 26), [od.Costs.of(np.arange(1, steps + 1)) for steps in (STEPS, 26)]
+        self.trace = od.record(longer, [(self.images, torch.arange(40) % 10)], costs[1])
+        margins = torch.from_numpy(self.trace.columns(["margin"])).flatten()
+        one = torch.ones(1, 1)
+        gain = Additive(low=0 * one, scale=one, weight=-one, intercept=torch.tensor(widest_gap(margins)))
+        origin = Origin(costs[0], self.network.fingerprint(), price=0.04)
+        self.rule = Stationary(origin, ("margin",), gain, gain, spread=1.0)
+        self.engine = od.looped_engine(self.network, self.rule)
+        self.stopped_at = self.engine.rule.stopped_at(self.trace)
+
+
+@pytest.fixture(scope="module")
+def by_hand() -> ByHand:
+    return ByHand()
 
 
 class Trained:
@@ -140,21 +170,16 @@ def test_it_learns_to_answer_and_to_go_on(trained: Trained) -> None:
     assert right[-1] > right[STEPS - 1] - 0.03
 
 
-@pytest.mark.parametrize("price", PRICES)
-def test_endless_is_the_rule_on_as_long_a_trace(trained: Trained, price: float) -> None:
-    engine, _, found = trained.judged(price)
-    assert len(engine.network.exits) == trained.rule(price).limit == 1 + math.ceil(1 / price)
-    images = torch.cat([x for x, _ in trained.data.batches("test")])
-    for size in (64, 359):
-        answers = [engine(chunk) for chunk in images.split(size)]
-        np.testing.assert_array_equal(torch.cat([answer.exit for answer in answers]), found.stopped_at)
-        np.testing.assert_allclose(torch.cat([answer.cost for answer in answers]), found.costs)
-
-
-def test_it_goes_deeper_than_it_was_trained_and_recorded(trained: Trained) -> None:
-    engine = od.looped_engine(trained.network, trained.rule(0.003))
-    exits = torch.cat([engine(x).exit for x, _ in trained.data.batches("test")])
-    assert STEPS <= exits.max() < engine.rule.limit
+@pytest.mark.parametrize("size", [1, 7, 40])
+def test_without_a_greatest_depth_it_is_the_rule_on_as_long_a_trace(by_hand: ByHand, size: int) -> None:
+    """Deeper than the rule was set to, and the last no deeper than its limit."""
+    assert len(by_hand.engine.network.exits) == by_hand.rule.limit == 1 + math.ceil(1 / 0.04)
+    assert by_hand.stopped_at.min() == 0
+    assert np.any((by_hand.stopped_at > STEPS) & (by_hand.stopped_at < 25))
+    assert by_hand.stopped_at.max() == 25
+    answers = [by_hand.engine(chunk) for chunk in by_hand.images.split(size)]
+    np.testing.assert_array_equal(torch.cat([answer.exit for answer in answers]), by_hand.stopped_at)
+    np.testing.assert_allclose(torch.cat([answer.cost for answer in answers]), 1.0 + by_hand.stopped_at)
 
 
 @pytest.mark.parametrize("price", PRICES)
@@ -202,30 +227,25 @@ def test_a_rule_that_never_stops_is_stopped_by_the_bound(images: torch.Tensor) -
     assert (answer.cost == 26).all()
 
 
-def test_only_steps_that_are_taken_are_run(trained: Trained) -> None:
-    engine, _, found = trained.judged(0.01)
-    images = next(trained.data.batches("test", 359))[0]
-    sizes: list[int] = []
-    handle = trained.network.stages[-1].register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0][0])))
-    for deepest in (found.stopped_at.min(), 2, found.stopped_at.max()):
+def test_only_steps_that_are_taken_are_run(by_hand: ByHand) -> None:
+    stopped_at, network = by_hand.stopped_at, small()
+    network.load_state_dict(by_hand.network.state_dict())
+    engine, sizes = od.looped_engine(network, by_hand.rule), list[int]()
+    network.stages[-1].register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0][0])))
+    for deepest in (0, 2, 25):
         sizes.clear()
-        engine(images[found.stopped_at <= deepest])
-        assert sizes == [
-            int(((found.stopped_at <= deepest) & (found.stopped_at >= k)).sum()) for k in range(int(deepest) + 1)
-        ]
-    handle.remove()
+        engine(by_hand.images[stopped_at <= deepest])
+        assert sizes == [int(((stopped_at <= deepest) & (stopped_at >= k)).sum()) for k in range(deepest + 1)]
 
 
-def test_a_saved_rule_keeps_its_limit(trained: Trained, tmp_path: Path) -> None:
-    rule = trained.rule(0.01)
-    rule.save(tmp_path)
-    images = next(trained.data.batches("test", 50))[0]
-    back = od.looped_engine(trained.network, od.Rule.load(tmp_path))
-    assert back.rule.limit == rule.limit
-    assert torch.equal(back(images).exit, od.looped_engine(trained.network, rule)(images).exit)
+def test_a_saved_rule_keeps_its_limit(by_hand: ByHand, tmp_path: Path) -> None:
+    by_hand.rule.save(tmp_path)
+    back = od.looped_engine(by_hand.network, od.Rule.load(tmp_path))
+    assert back.rule.limit == 26
+    np.testing.assert_array_equal(back(by_hand.images).exit, by_hand.stopped_at)
 
 
-def test_bad_input_says_what_to_do(tmp_path: Path, trained: Trained) -> None:
+def test_bad_input_says_what_to_do(tmp_path: Path, by_hand: ByHand) -> None:
     for changes, said in (
         ({"steps": 0}, "steps 0"),
         ({"width": 0}, "width 0"),
@@ -239,9 +259,9 @@ def test_bad_input_says_what_to_do(tmp_path: Path, trained: Trained) -> None:
     with pytest.raises(InputError, match="steps=0"):
         od.unrolled(small(), 0)
     with pytest.raises(InputError, match="was solved for network"):
-        od.looped_engine(small(seed=3), trained.rule(0.01))
+        od.looped_engine(small(seed=3), by_hand.rule)
     frozen = {"epochs": 1, "seed": 0, "out": tmp_path, "backbone": "frozen", "progress": False}
     with pytest.raises(InputError, match="share the last head has nothing to train"):
-        od.train(small(), trained.data, loss=depth_loss("deep-supervision", 0.0), **frozen)
+        od.train(small(), od.load_data("digits", seed=0), loss=depth_loss("deep-supervision", 0.0), **frozen)
     with pytest.raises(InputError, match="the costs of two"):
         with_steps(od.Costs.of([1.0]), 5)
