@@ -27,7 +27,8 @@ from optdepth.flows import save_figure
 from optdepth.inference.clock import times
 from optdepth.palette import BLUE, ORANGE
 from optdepth.progress import shown_steps
-from optdepth.stopping.frontier import FAMILIES, Frontier
+from optdepth.stopping.frontier import Frontier
+from optdepth.stopping.methods import method_of
 from optdepth.stopping.rule import FixedDepth, Origin
 from optdepth.tasks import token_cross_entropy
 from optdepth.tensors import TensorSplit
@@ -138,10 +139,10 @@ def judged(
     targets = data.splits["test"].labels[:JUDGING]
     test = od.record(network, [({"input_ids": prompts[:JUDGING]}, targets)], costs, each="token")
     texts = torch.cat([prompts[:JUDGING], targets[:, -1:]], dim=1)
-    families = {name: FAMILIES[name](fit) for name in METHODS}
+    families = {name: method_of(name).solve(fit) for name in METHODS}
     deepest = f"exit {len(network.exits)}"
     rules: dict[str, od.Rule] = {f"exit {k + 1}": FixedDepth(Origin.of(fit, price), k) for k in range(fit.n_exits)}
-    rules |= {name: family(price) for name, family in families.items()}
+    rules |= {name: family.at(price) for name, family in families.items()}
     decoders = {name: od.Decoder(model, network, rule) for name, rule in rules.items()}
     followed = {name: decoder.follow(texts) for name, decoder in decoders.items()}
     rows = []
@@ -178,11 +179,16 @@ def judged(
 
 
 def swept(
-    model: torch.nn.Module, network: od.StagedNetwork, name: str, family: Any, texts: Tensor, full: od.Evaluation
+    model: torch.nn.Module,
+    network: od.StagedNetwork,
+    name: str,
+    family: od.Family[od.Rule],
+    texts: Tensor,
+    full: od.Evaluation,
 ) -> dict[str, Any]:
     """Accuracy and cost of a method at every price, and the cost at which it gives up so much accuracy."""
     prices = shown_steps(PRICES, f"following by {name}")
-    found = tuple(od.Decoder(model, network, family(float(price))).follow(texts) for price in prices)
+    found = tuple(od.Decoder(model, network, family.at(float(price))).follow(texts) for price in prices)
     swept = Frontier(name, PRICES, found, full)
     costs, losses = swept.curve()
     needed = {str(drop): swept.cost_at(full.loss + drop) for drop in DROPS}

@@ -26,7 +26,8 @@ from optdepth.errors import InputError
 from optdepth.flows import save_figure
 from optdepth.networks.resnet import Heads
 from optdepth.palette import BLUE, GREEN, ORANGE, SKY
-from optdepth.stopping.frontier import FAMILIES, fixed_depths, frontier, prices_for
+from optdepth.stopping.frontier import fixed_depths, frontier, prices_for
+from optdepth.stopping.methods import METHODS
 from optdepth.workflow import Run, evaluate_run
 
 HERE = RESULTS / "spine"
@@ -91,7 +92,7 @@ def _sweep(run: Run) -> list[dict[str, Any]]:
     prices = prices_for(fit)
     full = fixed_depths(test)[-1]
     rows = []
-    for method in FAMILIES:
+    for method in METHODS:
         swept = frontier(method, fit, test, prices)
         costs, losses = swept.curve()
         rows.append(

@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..files import read_json, read_tensors, write_json, write_tensors
 from ..recall import Windows, checked
 from ..trace import Costs, Trace
+from .kinds import enrol
 
 _FORMAT, _VERSION = "optdepth.rule", 3
 
@@ -63,7 +64,7 @@ class Rule(nn.Module, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        Rule.kinds[cls.__name__] = cls
+        enrol(Rule.kinds, cls)
 
     def __init__(self, origin: Origin, features: Sequence[str]) -> None:
         super().__init__()
