@@ -139,23 +139,23 @@ class Glancing:
         self.rule = Threshold(Origin.of(self.trace), "confidence", cuts)
 
 
-def widest_gap(scores: Tensor) -> float:
-    """The middle of the widest gap among these scores, the lowest and the highest tenth aside: no score is near it.
+def widest_gap(scores: Tensor, *, aside: float = 1 / 3) -> float:
+    """The middle of the widest gap among these scores, a share at either end left aside: no score is near it.
 
     For networks with random weights, whose scores are known up to rounding and not beforehand.
     """
-    ranked, tenth = scores.sort().values, max(1, len(scores) // 10)
-    middle = ranked[tenth:-tenth]
+    ranked, few = scores.sort().values, max(1, int(aside * len(scores)))
+    middle = ranked[few:-few]
     widest = int(middle.diff().argmax())
-    assert middle[widest + 1] - middle[widest] > 1e-3, "a cut that rounding could cross"
+    assert middle[widest + 1] - middle[widest] > 2e-4, "a cut that rounding, of a millionth, comes near"
     return float(middle[widest : widest + 2].mean())
 
 
-def parting(trace: Trace, features: Sequence[str]) -> GainRule:
+def parting(trace: Trace, features: Sequence[str], *, aside: float = 1 / 3) -> GainRule:
     """A rule that reads these features of a trace, stops early and late, and is near a tie for none of its samples.
 
     At each exit the features, each over its range there and each weighing half of the one before, are added up. A
-    sample stops where the sum is beyond its widest gap.
+    sample stops where the sum is beyond its widest gap, see `widest_gap`.
     """
     gains = []
     for k in range(trace.n_exits - 1):
@@ -163,7 +163,7 @@ def parting(trace: Trace, features: Sequence[str]) -> GainRule:
         low, length = seen.amin(0), seen.amax(0) - seen.amin(0)
         scale = torch.where(length > 0, 1 / length, 0.0)
         weight = -(0.5 ** torch.arange(len(features)))
-        edge = widest_gap(((seen - low) * scale * weight).sum(1))
+        edge = widest_gap(((seen - low) * scale * weight).sum(1), aside=aside)
         parts = {"low": low, "scale": scale, "weight": weight}
         gains.append(Additive(**{name: part[:, None] for name, part in parts.items()}, intercept=torch.tensor(-edge)))
     return GainRule(Origin.of(trace), features, gains)

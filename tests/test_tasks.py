@@ -149,12 +149,20 @@ def test_the_solved_rule_is_no_worse_than_the_best_fixed_depth(setting: Regressi
     assert lead.mean() > -3 * lead.std() / np.sqrt(len(lead)) - price * setting.costs.look.sum()
 
 
-def test_the_solved_rule_beats_the_best_fixed_depth_where_samples_differ(digits: Digits) -> None:
-    price, alone = 0.2, digits.costs.reach + digits.costs.look
-    best = int((digits.fit.losses.mean(axis=0) + price * alone).argmin())
-    found = od.evaluate(od.snell(digits.fit, price=price), digits.test)
-    lead = digits.test.losses[:, best] + price * alone[best] - found.losses - price * found.costs
-    assert lead.mean() > 0
+def converging(samples: int, seed: int) -> od.Trace:
+    """Numbers of which half are right at once, and the others off by 1 / 2^k at exit k; the change shows which."""
+    random = np.random.default_rng(seed)
+    target, off = random.normal(size=(samples, 1)), random.integers(0, 2, (samples, 1)) * random.choice([-1, 1])
+    answers = target + off * 0.5 ** np.arange(6)
+    costs = od.Costs.of(np.arange(1, 7) / 6)
+    return od.Trace.from_answers(answers, (answers - target) ** 2, costs, kind="numbers", source=str(seed))
+
+
+def test_the_solved_rule_beats_the_best_fixed_depth_where_samples_differ() -> None:
+    """The slow half needs three exits or four, the quick one two, to see that it is quick."""
+    price, (fit, test) = 0.2, (converging(1_000, seed) for seed in (0, 1))
+    fixed = (test.losses + price * test.costs.paid()).mean(axis=0).min()
+    assert od.evaluate(od.snell(fit, price=price), test).value(price) < fixed - 0.02
 
 
 def test_the_engine_stops_where_the_trace_says(setting: Regression | Digits) -> None:
@@ -274,7 +282,7 @@ def test_a_token_task_runs_from_training_to_the_engine() -> None:
     costs = od.flops(network, tokens[:1]).relative()
     test = od.record(network, [(tokens[450:], labels[450:])], costs, loss=token_error, source="tags")
     assert test.losses[:, -1].mean() < 0.2
-    rule = parting(test, ("margin", "entropy"))
+    rule = parting(test, ("margin", "entropy"), aside=0.1)  # trained, it is sure of most at the last exits
     exits_there = rule.stopped_at(test)
     assert len(np.unique(exits_there)) > 1
     engine = od.Engine(network, rule)
