@@ -10,6 +10,8 @@ import torch
 
 import optdepth as od
 from optdepth.errors import InputError
+from optdepth.inference.looped import looped_engine
+from optdepth.networks import looped, unrolled
 from optdepth.stopping.regression import Additive
 from optdepth.stopping.rule import Origin
 from optdepth.stopping.stationary import Stationary, step_cost, with_steps
@@ -22,7 +24,7 @@ PRICE = 0.03
 
 
 def small(steps: int = STEPS, **changes) -> od.StagedNetwork:
-    return od.looped(steps, **{"classes": 10, "channels": 1, "width": 16, "seed": 0, **changes}).eval()
+    return looped(steps, **{"classes": 10, "channels": 1, "width": 16, "seed": 0, **changes}).eval()
 
 
 class ByHand:
@@ -38,14 +40,14 @@ class ByHand:
         self.images = strength[:, None, None, None] * torch.randn(40, 1, 8, 8, generator=generator)
         self.network = small()
         self.network.heads[-1].linear.weight.data *= 5  # random answers are all unsure: these are spread
-        longer, costs = od.unrolled(self.network, 26), [od.Costs.of(np.arange(1, steps + 1)) for steps in (STEPS, 26)]
+        longer, costs = unrolled(self.network, 26), [od.Costs.of(np.arange(1, steps + 1)) for steps in (STEPS, 26)]
         self.trace = od.record(longer, [(self.images, torch.arange(40) % 10)], costs[1])
         margins = torch.from_numpy(self.trace.columns(["margin"])).flatten()
         one = torch.ones(1, 1)
         gain = Additive(low=0 * one, scale=one, weight=-one, intercept=torch.tensor(widest_gap(margins)))
         origin = Origin(costs[0], self.network.fingerprint(), price=0.04)
         self.rule = Stationary(origin, ("margin",), gain, gain, spread=1.0)
-        self.engine = od.looped_engine(self.network, self.rule)
+        self.engine = looped_engine(self.network, self.rule)
         self.stopped_at = self.engine.rule.stopped_at(self.trace)
 
 
@@ -66,7 +68,7 @@ class Trained:
         counted = od.flops(self.network, next(self.data.batches("fit", 1))[0])
         step = step_cost(counted)
         self.costs = od.Costs(counted.reach / step, counted.look / step, counted.answer / step, "steps")
-        self.recorded = od.unrolled(self.network, 4 * STEPS)
+        self.recorded = unrolled(self.network, 4 * STEPS)
         self.fit = self.record(self.recorded, "fit", with_steps(self.costs, 4 * STEPS))
 
     def record(self, network: od.StagedNetwork, split: str, costs: od.Costs, **more) -> od.Trace:
@@ -92,7 +94,7 @@ def test_more_steps_are_no_more_weights(images: torch.Tensor) -> None:
     sizes = {sum(value.numel() for value in small(steps).state_dict().values()) for steps in (1, 3, 40)}
     assert len(sizes) == 1
     network = small()
-    longer = od.unrolled(network, 15)
+    longer = unrolled(network, 15)
     assert {id(p) for p in longer.parameters()} == {id(p) for p in network.parameters()}
     with torch.inference_mode():
         for short, long in zip(network(images), longer(images), strict=False):
@@ -101,7 +103,7 @@ def test_more_steps_are_no_more_weights(images: torch.Tensor) -> None:
 
 def test_saved_and_loaded_it_is_the_same(images: torch.Tensor, tmp_path: Path) -> None:
     network = small()
-    for number, part in enumerate((network, network.keep(["step2", "step6"]), od.unrolled(network, 9))):
+    for number, part in enumerate((network, network.keep(["step2", "step6"]), unrolled(network, 9))):
         part.save(tmp_path / str(number))
         back = od.load_network(tmp_path / str(number))
         assert back.fingerprint() == part.fingerprint()
@@ -124,7 +126,7 @@ def test_every_step_costs_the_same() -> None:
     convolution, head = 2 * 64 * 16 * 16 * 9, 2 * 16 * 10
     assert step_cost(costs) == 2 * convolution + head
     assert costs.reach[0] == 2 * 64 * 16 * 9 + 2 * convolution
-    longer = od.flops(od.unrolled(small(), 20), torch.zeros(2, 1, 8, 8))
+    longer = od.flops(unrolled(small(), 20), torch.zeros(2, 1, 8, 8))
     for steps in (2, 6, 20):
         more = with_steps(costs, steps)
         for part in ("reach", "look", "answer"):
@@ -151,7 +153,7 @@ def test_it_starts_steps_in_when_training_and_never_otherwise(images: torch.Tens
 
 def test_it_learns_to_answer_and_to_go_on(trained: Trained) -> None:
     """Accuracy rises over the first steps, and ten times the trained number of steps does it no harm."""
-    longer = od.unrolled(trained.network, 10 * STEPS)
+    longer = unrolled(trained.network, 10 * STEPS)
     right = 1 - trained.record(longer, "test", with_steps(trained.costs, 10 * STEPS)).losses.mean(axis=0)
     assert right[STEPS - 1] > 0.8  # a tenth by chance; the last few points are the processor's
     assert right[STEPS - 1] > right[0] + 0.03
@@ -171,7 +173,7 @@ def test_without_a_greatest_depth_it_is_the_rule_on_as_long_a_trace(by_hand: ByH
 
 
 def test_it_is_no_worse_than_the_best_fixed_number_of_steps(trained: Trained) -> None:
-    engine = od.looped_engine(trained.network, od.stationary(trained.fit, price=PRICE).rule)
+    engine = looped_engine(trained.network, od.stationary(trained.fit, price=PRICE).rule)
     test = trained.record(engine.network, "test", engine.rule.origin.costs)
     found, alone = od.evaluate(engine.rule, test), trained.fit.costs.reach + trained.fit.costs.look
     best = int((trained.fit.losses.mean(axis=0) + PRICE * alone).argmin())
@@ -182,7 +184,7 @@ def test_it_is_no_worse_than_the_best_fixed_number_of_steps(trained: Trained) ->
 def test_the_finite_depth_report_holds_on_cross_entropy(trained: Trained) -> None:
     """One head, shared, after a 1-Lipschitz mean: no recorded step breaks what bound (C) derives from that."""
     nats = trained.record(trained.recorded, "fit", trained.fit.costs, loss=cross_entropy)
-    engine = od.looped_engine(trained.network, od.stationary(nats, price=PRICE).rule)
+    engine = looped_engine(trained.network, od.stationary(nats, price=PRICE).rule)
     test = trained.record(engine.network, "test", engine.rule.origin.costs, loss=cross_entropy)
     sizes = []
     with torch.inference_mode():
@@ -209,7 +211,7 @@ def never_stops(network: od.StagedNetwork, price: float) -> Stationary:
 
 def test_a_rule_that_never_stops_is_stopped_by_the_bound(images: torch.Tensor) -> None:
     network = small()
-    answer = od.looped_engine(network, never_stops(network, 0.04))(images)
+    answer = looped_engine(network, never_stops(network, 0.04))(images)
     assert (answer.exit == 25).all()  # 26 steps: the first, and 1 / 0.04 that are worth all there is to gain
     assert (answer.cost == 26).all()
 
@@ -217,7 +219,7 @@ def test_a_rule_that_never_stops_is_stopped_by_the_bound(images: torch.Tensor) -
 def test_only_steps_that_are_taken_are_run(by_hand: ByHand) -> None:
     stopped_at, network = by_hand.stopped_at, small()
     network.load_state_dict(by_hand.network.state_dict())
-    engine, sizes = od.looped_engine(network, by_hand.rule), list[int]()
+    engine, sizes = looped_engine(network, by_hand.rule), list[int]()
     network.stages[-1].register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0][0])))
     for deepest in (0, 2, 25):
         sizes.clear()
@@ -227,7 +229,7 @@ def test_only_steps_that_are_taken_are_run(by_hand: ByHand) -> None:
 
 def test_a_saved_rule_keeps_its_limit(by_hand: ByHand, tmp_path: Path) -> None:
     by_hand.rule.save(tmp_path)
-    back = od.looped_engine(by_hand.network, od.Rule.load(tmp_path))
+    back = looped_engine(by_hand.network, od.Rule.load(tmp_path))
     assert back.rule.limit == 26
     np.testing.assert_array_equal(back(by_hand.images).exit, by_hand.stopped_at)
 
@@ -242,11 +244,11 @@ def test_bad_input_says_what_to_do(tmp_path: Path, by_hand: ByHand) -> None:
         with pytest.raises(InputError, match=said):
             small(**{"steps": STEPS, **changes})
     with pytest.raises(InputError, match="only a looped network"):
-        od.unrolled(od.resnet(8, classes=10, seed=0), 9)
+        unrolled(od.resnet(8, classes=10, seed=0), 9)
     with pytest.raises(InputError, match="steps=0"):
-        od.unrolled(small(), 0)
+        unrolled(small(), 0)
     with pytest.raises(InputError, match="was solved for network"):
-        od.looped_engine(small(seed=3), by_hand.rule)
+        looped_engine(small(seed=3), by_hand.rule)
     frozen = {"epochs": 1, "seed": 0, "out": tmp_path, "backbone": "frozen", "progress": False}
     with pytest.raises(InputError, match="share the last head has nothing to train"):
         od.train(small(), od.load_data("digits", seed=0), loss=depth_loss("deep-supervision", 0.0), **frozen)

@@ -13,7 +13,7 @@ import optdepth as od
 from optdepth.errors import InputError
 from optdepth.networks import Exit
 from optdepth.observe import Observer, observe
-from optdepth.stopping.rule import Origin
+from optdepth.stopping.rule import FixedDepth, Origin
 from optdepth.tasks import token_cross_entropy, token_error
 from optdepth.training import DeepSupervision, DepthLoss, StoppingCost
 from optdepth.training.objective import Objective
@@ -167,7 +167,7 @@ def test_the_solved_rule_beats_the_best_fixed_depth_where_samples_differ() -> No
 
 def test_the_engine_stops_where_the_trace_says(setting: Regression | Digits) -> None:
     """Answers (n,) for diabetes, (n, 1) for the digits; whatever the batch size."""
-    fixed = [od.FixedDepth(Origin.of(setting.fit), k) for k in (0, 2)]
+    fixed = [FixedDepth(Origin.of(setting.fit), k) for k in (0, 2)]
     for rule in (parting(setting.test, ("change", "level", "residual")), parting(setting.test, ("change",)), *fixed):
         exits, engine = rule.stopped_at(setting.test), od.Engine(setting.network, rule)
         assert rule in fixed or len(np.unique(exits)) >= 3
