@@ -186,9 +186,10 @@ class _Hedged:
         paid = price * fit.costs.paid(rule.looks)
         expected, martingale = _regressed(rule, fit, test, expected_losses(fit) + paid, seed)
         stopped = np.arange(len(test)), rule.stopped_at(test)
-        surprise = (test.losses + paid)[stopped] - expected[stopped]
         hedged = expected - martingale
-        return cls(hedged[stopped] + surprise, hedged.min(axis=1) + surprise, martingale)
+        # What was met at the stops, not its regression: so rounding does not part a value from a bound that equals it.
+        values = (test.losses + paid)[stopped] - martingale[stopped]
+        return cls(values, values - (hedged[stopped] - hedged.min(axis=1)), martingale)
 
 
 def _regressed(
