@@ -7,16 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from jaxtyping import install_import_hook
 
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # as the command line does where stderr is no terminal
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test never asks a server
 
-from optdepth.trace import Costs, Trace
+install_import_hook("optdepth", "checker.checked")
+
+from optdepth.trace import Costs, Trace  # noqa: E402 - what is imported from here on is checked
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # workers share the cores; each, and what it starts, would take all
     threads = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
+
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -118,5 +118,5 @@ PROBLEMS: dict[str, Callable[[int, int], Problem]] = {
 
 def _trace(losses: np.ndarray, observations: np.ndarray, features: tuple[str, ...]) -> Trace:
     """Costs count the steps."""
-    seen = observations.reshape(*losses.shape, len(features))
+    seen = observations.reshape(*losses.shape, len(features)).astype(float)
     return Trace(losses, seen, Costs.of(np.arange(1, losses.shape[1] + 1), unit="steps"), features)

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "optdepth"
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
     {"progress", "files", "palette", "batch"},
-    {"splits", "observe", "tasks"},
+    {"splits", "observe", "tasks", "tensor_files"},
     {"recall", "tensors", "data"},
     {"trace"},
     {"stopping", "networks"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Int
@@ -13,11 +13,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .errors import InputError
 
-State = Any
+Inputs = Tensor | tuple[Tensor, ...] | list[Tensor] | dict[str, Tensor]
+"""What a network takes: one tensor, or a tuple or dict of tensors, the batch first in each. A list stands for a tuple,
+of which a `DataLoader` makes one."""
+
+State = Inputs | tuple["State", ...] | list["State"] | dict[str, "State"]
 """A pytree of tensors whose first dimension is the batch; for our residual networks, one tensor."""
 
-Inputs = Any
-"""What a network takes: one tensor, or a tuple or dict of tensors, the batch first in each."""
+Tree = TypeVar("Tree", bound=State)
 
 
 def hidden(state: State) -> Tensor:
@@ -30,11 +33,14 @@ def hidden(state: State) -> Tensor:
     return leaf
 
 
-def select(state: State, index: Int[Tensor, " m"] | Bool[Tensor, " n"]) -> State:
+def select(state: Tree, index: Int[Tensor, " m"] | Bool[Tensor, " n"]) -> Tree:
     """The state of some samples: row numbers, or a mask over the batch."""
     rows = index.nonzero().squeeze(1) if index.dtype == torch.bool else index
     # The usual state is one tensor, and `tree_map` takes as long as gathering a few samples of it.
-    return _gather(state, rows) if isinstance(state, Tensor) else tree_map(lambda tensor: _gather(tensor, rows), state)
+    if isinstance(state, Tensor):
+        chosen: Any = _gather(state, rows)
+        return chosen
+    return tree_map(lambda tensor: _gather(tensor, rows), state)
 
 
 def _gather(tensor: Tensor, rows: Int[Tensor, " m"]) -> Tensor:
@@ -44,7 +50,7 @@ def _gather(tensor: Tensor, rows: Int[Tensor, " m"]) -> Tensor:
     return tensor.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
 
 
-def check_finite(inputs: Inputs, first: int = 0) -> None:
+def check_finite(inputs: State, first: int = 0) -> None:
     """Refuses a batch with NaN or infinity, naming the sample; `first` is the number of the batch's first one."""
     for tensor in [inputs] if isinstance(inputs, Tensor) else tree_leaves(inputs):
         # One cheap pass in the usual case; `torch.isfinite` is four more operations.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from .batch import Inputs
 from .errors import InputError
 
 
+@runtime_checkable
 class Split(Protocol):
     """Some samples of a source: item i is (what is held of one sample, its target)."""
 
@@ -32,9 +33,10 @@ class Split(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, i: int) -> tuple[Inputs, Any]: ...
+    def __getitem__(self, i: int) -> tuple[Any, Any]: ...
 
 
+@runtime_checkable
 class Splits(Protocol):
     """What `train` and `record` read: images, tables of tensors, or a source of your own.
 
@@ -49,7 +51,7 @@ class Splits(Protocol):
     def splits(self) -> Mapping[str, Split]:
         """By name; no sample is in two of them."""
 
-    def inputs(self, held: Inputs, generator: torch.Generator | None = None) -> Inputs:
+    def inputs(self, held: Any, generator: torch.Generator | None = None) -> Inputs:
         """What a network takes, from what a split holds; augmented where a generator is given, for training."""
 
     def batches(self, split: str, size: int = 256) -> Iterator[tuple[Inputs, Tensor]]:

@@ -11,13 +11,13 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from numpy.typing import ArrayLike
 
 from .errors import InputError
-from .files import read_tensors, write_tensors
 from .observe import FEATURES_OF, Answers, observe
 from .recall import Windows, checked, every_answer
+from .tensor_files import read_tensors, write_tensors
 
 Array = np.ndarray
 _FORMAT, _VERSION = "optdepth.trace", 2
@@ -45,8 +45,7 @@ class Costs:
             raise InputError(f"reach must be one cost an exit, shape (K,); got shape {reach.shape}")
         object.__setattr__(self, "reach", reach)
         for name in ("look", "answer"):
-            given = np.asarray(getattr(self, name), dtype=np.float64)
-            value = np.full(len(reach), float(given)) if given.ndim == 0 else given
+            value = np.asarray(getattr(self, name), dtype=np.float64)
             if value.shape != reach.shape:
                 raise InputError(f"{name} has shape {value.shape}, reach has {reach.shape}: one cost an exit")
             object.__setattr__(self, name, value)
@@ -66,7 +65,12 @@ class Costs:
     @classmethod
     def of(cls, reach: ArrayLike, look: ArrayLike = 0.0, answer: ArrayLike = 0.0, unit: str = "cost") -> Self:
         """Costs from anything array-like; one number for look or answer counts for every exit."""
-        return cls(np.asarray(reach), np.asarray(look), np.asarray(answer), unit)
+        each = np.asarray(reach, dtype=np.float64)
+        looks, answers = (
+            np.full(each.shape, given) if np.ndim(given) == 0 else np.asarray(given, dtype=np.float64)
+            for given in (look, answer)
+        )
+        return cls(each, looks, answers, unit)
 
     def __len__(self) -> int:
         return len(self.reach)
@@ -116,8 +120,8 @@ class Trace:
         recall: which exits' answers the losses are of, where an exit does not answer by itself; see `optdepth.recall`.
     """
 
-    losses: Float[Array, "N K"]
-    observations: Float[Array, "N K F"]
+    losses: Real[Array, "N K"]
+    observations: Real[Array, "N K F"]
     costs: Costs
     features: tuple[str, ...] = ()
     posterior_losses: Float[Array, "N K"] | None = None
@@ -220,8 +224,8 @@ class Trace:
     @classmethod
     def from_rewards(
         cls,
-        rewards: Float[Any, "N K"],
-        observations: Float[Any, "N K F"],
+        rewards: Real[Any, "N K"],
+        observations: Real[Any, "N K F"],
         costs: Costs | None = None,
         *,
         discount: float | Sequence[float] | Float[Array, " K"] = 1.0,
@@ -245,7 +249,7 @@ class Trace:
         if kept.shape != gained.shape[1:] or not ((kept > 0) & (kept <= 1)).all():
             raise InputError(f"discount {discount} must be one factor in (0, 1], or one for each of the K exits")
         exits = costs if costs is not None else Costs.of(np.zeros(gained.shape[1]))
-        return cls(-kept * gained, np.asarray(observations), exits, **rest)
+        return cls(-kept * gained, np.asarray(observations, dtype=np.float32), exits, **rest)
 
     def __len__(self) -> int:
         return len(self.losses)

@@ -12,7 +12,7 @@ import json
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from .costs import flops
 from .data import Data, load_data
 from .errors import InputError
+from .export.onnx import Bundle, export
 from .files import read_json, write_json
 from .inference.clock import Clocked, clock
 from .inference.engine import Engine
@@ -39,9 +40,6 @@ from .stopping.rule import FixedDepth, Origin, Rule
 from .trace import Trace
 from .training.depth_loss import depth_loss
 from .training.loop import train
-
-if TYPE_CHECKING:
-    from .export.onnx import Bundle
 
 _FORMAT, _VERSION = "optdepth.run", 1
 _JUDGED = "optdepth.evaluation"
@@ -247,8 +245,6 @@ def export_run(run: Run, *, rule: str, out: Path, progress: bool) -> Bundle:
     Args:
         rule: name of one that was solved, such as "placed".
     """
-    from .export.onnx import export
-
     data, solved = run.data(), run.rules()
     if rule not in solved:
         raise InputError(f"no rule {rule!r} in {run.folder}; it has {', '.join(solved)}")

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..batch import hidden
 from ..errors import InputError
 from ..networks.ode import flow_pieces
 from ..networks.staged import StagedNetwork
@@ -83,7 +84,7 @@ class FlowEngine:
         if len(bad):
             raise InputError(f"sample {int(bad[0])} of the batch holds NaN or infinity; clean or drop it")
         last = len(self.pieces)
-        found = crossed(self.pieces, self.network.start(inputs), self._score)
+        found = crossed(self.pieces, hidden(self.network.start(inputs)), self._score)
         exit = torch.clamp(found.interval + 1, max=last)
         return Stopped(self._answer(found.state), found.time, exit, found.evaluations)
 

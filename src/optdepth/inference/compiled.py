@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..batch import Inputs, State
+from ..batch import State
 from ..errors import InputError
 from ..observe import Memory
 from .legs import Leg, Outcome
@@ -22,12 +22,12 @@ class CompiledLeg:
         self.exit, self.looks, self.last = leg.exit, leg.looks, leg.last
         self._run = torch.compile(leg, **options)
 
-    def __call__(self, given: Inputs | State, seen: Memory, past: Memory) -> Outcome:
+    def __call__(self, given: State, seen: Memory, past: Memory) -> Outcome:
         """`Leg.forward`."""
         found: Outcome = self._run(given, seen, past)
         return found
 
-    def one(self, given: Inputs | State, seen: Memory, past: Memory) -> tuple[State, Tensor | None, Memory, Memory]:
+    def one(self, given: State, seen: Memory, past: Memory) -> tuple[State, Tensor | None, Memory, Memory]:
         """`Leg.one`; the decision is in the graph."""
         state, answers, stops, seen, past = self(given, seen, past)
         return state, answers if stops is None or bool(stops) else None, seen, past

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -40,9 +41,9 @@ class Leg(nn.Module):
         # A fixed depth looks earlier only to recall later: nobody stops, and an answer may lack what it would recall.
         self.stopping = last or (looks and not isinstance(look.rule, FixedDepth))
 
-    def advance(self, given: Inputs | State) -> tuple[State, State]:
+    def advance(self, given: State) -> tuple[State, State]:
         """The states before and after the last of the stages, from the inputs or the state that the leg starts at."""
-        state = self.network.start(given) if self.ks[0] == 0 else given
+        state = self.network.start(cast(Inputs, given)) if self.ks[0] == 0 else given
         before = state
         for stage in self._stages:
             before, state = state, stage(state)
@@ -53,7 +54,7 @@ class Leg(nn.Module):
         logits: Tensor = self._heads[0](state)
         return logits
 
-    def forward(self, given: Inputs | State, seen: Memory, past: Memory) -> Outcome:
+    def forward(self, given: State, seen: Memory, past: Memory) -> Outcome:
         """The whole leg, for a batch."""
         before, state = self.advance(given)
         if not (self.looks or self.last):
@@ -65,7 +66,7 @@ class Leg(nn.Module):
         stops, seen = self.look.batch(self.exit, logits, before, state, seen)
         return state, answers, stops, seen, self.recall.remember(self.exit, logits, past)
 
-    def one(self, given: Inputs | State, seen: Memory, past: Memory) -> tuple[State, Tensor | None, Memory, Memory]:
+    def one(self, given: State, seen: Memory, past: Memory) -> tuple[State, Tensor | None, Memory, Memory]:
         """The leg for a single sample, decided on in Python numbers: the state, the answer where the sample stops, and
         what is remembered.
         """

@@ -210,7 +210,7 @@ def _check(model: nn.Module, network: StagedNetwork, example: Inputs, expected: 
         )
 
 
-def _again(model: nn.Module | None = None, example: Inputs = None, **arguments: Any) -> StagedNetwork:
+def _again(model: nn.Module | None = None, example: Inputs | None = None, **arguments: Any) -> StagedNetwork:
     if model is None or example is None:
         raise InputError("the network was staged from a model: give load_network that model=, and an example=")
     return stage(model, example=example, **arguments)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ..batch import Inputs, State, hidden
 from ..errors import InputError
-from ..files import read_json, read_tensors, write_json, write_tensors
+from ..files import read_json, write_json
+from ..tensor_files import read_tensors, write_tensors
 
 BUILDERS: dict[str, Callable[..., "StagedNetwork"]] = {}
 """Builders by family name. A family registers itself here, so that this file need not import it."""
@@ -157,7 +158,7 @@ class StagedNetwork(nn.Module):
         return f"exits={[exit.name for exit in self.exits]}"
 
 
-def load_network(folder: str | Path, *, model: nn.Module | None = None, example: Inputs = None) -> StagedNetwork:
+def load_network(folder: str | Path, *, model: nn.Module | None = None, example: Inputs | None = None) -> StagedNetwork:
     """The network that `StagedNetwork.save` wrote, in evaluation mode, on the CPU.
 
     The files are untrusted: JSON with a checked format and safetensors, whose content must match the

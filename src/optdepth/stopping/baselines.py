@@ -110,7 +110,7 @@ def threshold_family(
     return at
 
 
-def common_cut(score: Float[Array, "N K-1"], values: Float[Array, "N K"]) -> tuple[float, float]:
+def common_cut(score: Float[Array, "N J"], values: Float[Array, "N J+1"]) -> tuple[float, float]:
     """The one cut c with the least mean of values at the first exit where score >= c, and that mean; exact.
 
     A sample leaves exit k behind when the running maximum of its score is below c, and then its value changes by
@@ -127,8 +127,8 @@ def common_cut(score: Float[Array, "N K-1"], values: Float[Array, "N K"]) -> tup
 
 
 def exit_cuts(
-    score: Float[Array, "N K-1"], values: Float[Array, "N K"], start: Float[Array, " K-1"], sweeps: int = 10
-) -> Float[Array, " K-1"]:
+    score: Float[Array, "N J"], values: Float[Array, "N J+1"], start: Float[Array, " J"], sweeps: int = 10
+) -> Float[Array, " J"]:
     """One cut per exit by coordinate descent, deepest exit first, each on the samples that reach it."""
     cuts = start.copy()
     for _ in range(sweeps):

@@ -80,8 +80,8 @@ class ReturnsBound:
         exit: N; the last exit where steps pay up to the end of the trace, and then the bound says nothing.
     """
 
-    gains: Float[Array, " K-1"]
-    worth: Float[Array, " K-1"]
+    gains: Float[Array, " J"]
+    worth: Float[Array, " J"]
     exit: int
 
     @property

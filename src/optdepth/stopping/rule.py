@@ -15,8 +15,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..files import read_json, read_tensors, write_json, write_tensors
+from ..files import read_json, write_json
 from ..recall import Windows, checked
+from ..tensor_files import read_tensors, write_tensors
 from ..trace import Costs, Trace
 
 _FORMAT, _VERSION = "optdepth.rule", 3
@@ -106,7 +107,7 @@ class Rule(nn.Module, ABC):
         """The exit (0-based) at which each sample of a trace stops."""
         return first_stop(self.stops(trace))
 
-    def stops(self, trace: Trace) -> Bool[np.ndarray, "N K-1"]:
+    def stops(self, trace: Trace) -> Bool[np.ndarray, "N J"]:
         """Where the rule would stop each sample if it came there; nowhere at exits that it does not look at."""
         self.check(trace.network, trace.n_exits)
         device = next(self.buffers(), torch.empty(0)).device
@@ -136,7 +137,7 @@ class Rule(nn.Module, ABC):
         if about.get("kind") not in Rule.kinds:
             raise InputError(f"{folder} holds a rule of kind {about.get('kind')!r}, which this optdepth lacks")
         try:
-            origin = Origin(Costs(**about["costs"]), **about["origin"])
+            origin = Origin(Costs.of(**about["costs"]), **about["origin"])
             return Rule.kinds[about["kind"]].restore(origin, {**about["arguments"], **tensors})
         except (KeyError, TypeError) as error:
             raise InputError(f"{folder} holds a damaged rule ({error}); solve it again") from None
@@ -163,7 +164,7 @@ class FixedDepth(Rule):
         return {"exit": self.exit}
 
 
-def first_stop(stops: Bool[np.ndarray, "N K-1"]) -> Int[np.ndarray, " N"]:
+def first_stop(stops: Bool[np.ndarray, "N J"]) -> Int[np.ndarray, " N"]:
     """The first exit at which each sample stops; the last exit, K - 1, where none does."""
     exits: Int[np.ndarray, " N"] = np.where(stops.any(axis=1), stops.argmax(axis=1), stops.shape[1])
     return exits
