@@ -47,7 +47,7 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def unchecked() -> Iterator[None]:
-    """For calls that break an annotation on purpose: what a user meets, whose calls nobody checks, is what is tested."""
+    """For calls that break an annotation on purpose, to meet the error of the code itself, as users do."""
     before = config.jaxtyping_disable
     config.update("jaxtyping_disable", True)
     try:

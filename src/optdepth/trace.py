@@ -341,7 +341,7 @@ class Trace:
                 source=about["source"],
                 rows=tensors["rows"],
                 network=about["network"],
-                recall=about.get("recall", ()),
+                recall=checked(about.get("recall", ()), tensors["losses"].shape[1]),
             )
         except KeyError as error:
             raise InputError(f"{path} lacks {error}; record it again") from None
