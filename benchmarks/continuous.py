@@ -5,15 +5,13 @@
 
 Solves the built-in problems and draws them; trains a neural ODE, solves its boundary on the fit split, judges on the
 test split; solves residual networks of smaller and smaller steps with the same field; times one batch. Writes a page,
-its figures and its pictures to `benchmarks/continuous/`; the trained flow is kept in `runs/continuous/`.
+its figures and its pictures to `benchmarks/results/continuous/`; the trained flow is kept in `runs/continuous/`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import platform
 import statistics
 import sys
 import time
@@ -29,6 +27,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchdiffeq import odeint_event
 
+from figures import RESULTS, load, made_by, provenance, save
 from optdepth.continuous.boundary import Boundary
 from optdepth.continuous.figures import BLUE, INK, ORANGE, STYLE
 from optdepth.continuous.flow import FlowEngine
@@ -37,7 +36,6 @@ from optdepth.continuous.problem import StoppingProblem
 from optdepth.continuous.problems import EXAMPLES, american_put, deterministic_flow, perpetual_put
 from optdepth.data import load_data
 from optdepth.errors import InputError
-from optdepth.files import write_json
 from optdepth.flows import save_figure, solve_example, study_flow, traces
 from optdepth.inference.engine import Engine
 from optdepth.networks import StagedNetwork
@@ -48,10 +46,8 @@ from optdepth.stopping.evaluate import evaluate
 from optdepth.stopping.rule import Rule
 from optdepth.stopping.snell import snell
 from optdepth.trace import Costs, Trace
-from optdepth.workflow import versions
-from provenance import commit, processor
 
-HERE = Path(__file__).parent / "continuous"
+HERE = RESULTS / "continuous"
 SEED, EPOCHS, PRICES = 0, 20, (0.03, 0.1)
 STEPS = (4, 8, 16, 32, 64)
 """Residual blocks over the horizon."""
@@ -65,7 +61,7 @@ def main() -> None:
     parser.add_argument("--clock", action="store_true", help="time one batch, and put that into the page there is")
     if parser.parse_args().clock:
         study = study_flow(Path("runs/continuous/digits"), price=PRICES[-1], epochs=EPOCHS, seed=SEED, progress=True)
-        write(json.loads((HERE / "continuous.json").read_text()) | {"clock": clock(study)})
+        write(load(HERE / "continuous.json") | {"clock": clock(study)})
         return
     for name in EXAMPLES:
         solve_example(name, HERE, price=None, start=None, nodes=None, seed=SEED)
@@ -75,11 +71,8 @@ def main() -> None:
     for study in studies:
         save_figure(draw_flow(study), HERE / f"digits-{study.price:g}.svg")
     result: dict[str, Any] = {
-        "command": " ".join(["python", *sys.argv]),
         "seed": SEED,
-        "commit": commit(),
-        "machine": f"{processor()}, {torch.get_num_threads()} threads",
-        "versions": {"python": platform.python_version(), **versions()},
+        **provenance(__file__),
         "orders": orders(),
         "puts": puts(),
         "max call": max_call(),
@@ -94,7 +87,7 @@ def main() -> None:
 
 def write(result: dict[str, Any]) -> None:
     """Writes the figures and the page."""
-    write_json(HERE / "continuous.json", result)
+    save(HERE / "continuous.json", result)
     (HERE / "continuous.md").write_text(page(result))
     print(page(result))
 
@@ -280,9 +273,7 @@ def page(result: dict[str, Any]) -> str:
     lines = [
         "# Continuous depth",
         "",
-        f"`{result['command']}`, seed {result['seed']}, commit {result['commit']}, {result['machine']}, "
-        + ", ".join(f"{key} {value}" for key, value in result["versions"].items())
-        + ".",
+        f"{made_by(result)} Seed {result['seed']}.",
         "",
         "## Grids against closed forms: largest error of the value",
         "",

@@ -4,8 +4,8 @@
     python benchmarks/depth_loss.py --short
 
 Trains every arm that has no figures yet, records, solves on the fit split, judges, and writes its figures to
-`benchmarks/depth_loss/DATA/ARM-SEED.json`; then the tables and pictures of all that are there. Interrupted, the same
-command goes on where it stopped. Weights and traces stay under `runs/`. Nothing is chosen on the test split: the
+`benchmarks/results/depth_loss/DATA/ARM-SEED.json`; then the tables and pictures of all that are there. Interrupted, the
+same command goes on where it stopped. Weights and traces stay under `runs/`. Nothing is chosen on the test split: the
 figures of the certify split, beside those of test, are there to choose by. `--short` is the same on the digits, in
 seconds; `--screen` the same on the real data with a network half as wide and a few epochs, to compare many arms, apart
 under DATA-screen. `--layers 56 --epochs 30` is the study of a deeper network that is trained for longer, apart under
@@ -16,7 +16,6 @@ DATA-56-30.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 from dataclasses import dataclass
@@ -28,12 +27,12 @@ import torch
 from torch import Tensor
 
 from depth_loss_arms import ARMS, Arm
-from depth_loss_judge import Recording, judge, provenance
+from depth_loss_judge import Recording, judge, made
 from depth_loss_pages import write_pages
+from figures import RESULTS, load, save
 from optdepth.costs import flops
 from optdepth.data import Data, load_data, normalise
 from optdepth.errors import InputError
-from optdepth.files import write_json
 from optdepth.networks import StagedNetwork, resnet, transplant
 from optdepth.record import record
 from optdepth.trace import Costs, Trace
@@ -42,7 +41,7 @@ from optdepth.training.loop import NETWORK, RECORD
 from optdepth.workflow import SPLITS, Run
 
 _load = cache(lambda name, seed: load_data(name, seed=seed))
-HERE = Path(__file__).parent / "depth_loss"
+HERE = RESULTS / "depth_loss"
 SIZES = {"full": (20, 16, (15, 2, 1)), "screen": (20, 8, (4, 1, 1)), "short": (14, 4, (2, 1, 1))}
 """By study: layers and width of the network, epochs from scratch, of heads alone, of a late fine-tuning."""
 
@@ -164,10 +163,10 @@ def with_weights(study: Study, wanted: list[str], seeds: list[int] | None) -> li
 def write_figures(study: Study, name: str, seed: int) -> None:
     """Judges a trained arm and writes its figures; what those that are there say of the training is kept."""
     path, arm = study.figures(name, seed), ARMS[name]
-    before = json.loads(path.read_text()) if path.is_file() else {}
+    before = load(path) if path.is_file() else {}
     found = judged(study, name, seed)
-    made = provenance(study.run(name, seed), before)
-    write_json(path, {"arm": name, "what": arm.what, "seed": seed, "study": study.name, **found, **made})
+    origin = made(study.run(name, seed), before)
+    save(path, {"arm": name, "what": arm.what, "seed": seed, "study": study.name, **found, **origin})
     print(f"{name}, seed {seed}: {path}", flush=True)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,36 +26,37 @@ from depth_loss_figures import (
     spread,
 )
 from depth_loss_rivals import against_deep, bands, best_on_certify, statics
+from figures import load, table_row
 from optdepth.errors import InputError
 from optdepth.flows import save_figure
-from optdepth.stopping.frontier import SOLVED
-from provenance import table_row
+from optdepth.palette import BLUE, GREEN, ORANGE, SKY
+from optdepth.stopping.methods import SOLVED
 
 SHOWN = (0.01, 0.0215, 0.0464, 0.1, 0.2154, 0.4642, 1.0)
 """Prices in the tables: every second one of the sweep."""
 STYLES: dict[str, dict[str, Any]] = {
-    "plain+glance": {"color": "#0072b2", "linewidth": 2.5},
-    "glance-0": {"color": "#0072b2", "linestyle": "-."},
+    "plain+glance": {"color": BLUE, "linewidth": 2.5},
+    "glance-0": {"color": BLUE, "linestyle": "-."},
     "glance-untaught": {"color": "#e69f00", "linestyle": "-."},
     "glance-with-stopping": {"color": "#8a6d00", "linestyle": "-."},
-    "glance-with-returns": {"color": "#d55e00", "linestyle": "-."},
-    "plain+front": {"color": "#0072b2"},
-    "plain+branch": {"color": "#0072b2", "linestyle": "--"},
-    "plain+taught-long": {"color": "#56b4e9", "linestyle": "--"},
-    "glance-44": {"color": "#009e73", "linewidth": 2.5},
-    "static-44+looks": {"color": "#009e73", "linestyle": "--"},
-    "taught-0": {"color": "#56b4e9"},
+    "glance-with-returns": {"color": ORANGE, "linestyle": "-."},
+    "plain+front": {"color": BLUE},
+    "plain+branch": {"color": BLUE, "linestyle": "--"},
+    "plain+taught-long": {"color": SKY, "linestyle": "--"},
+    "glance-44": {"color": GREEN, "linewidth": 2.5},
+    "static-44+looks": {"color": GREEN, "linestyle": "--"},
+    "taught-0": {"color": SKY},
     "with-stopping": {"color": "#8a6d00"},
-    "plain+taught": {"color": "#009e73"},
+    "plain+taught": {"color": GREEN},
     "plain+linear": {"color": "#e69f00"},
-    "deep": {"color": "#d55e00"},
-    "conv-even": {"color": "#d55e00", "linestyle": "--"},
+    "deep": {"color": ORANGE},
+    "conv-even": {"color": ORANGE, "linestyle": "--"},
     "cascade-8": {"color": "#cc79a7"},
     "plain": {"color": "#000000"},
     "static-8": {"color": "#cc79a7"},
     "static-14": {"color": "#555555"},
     "static-32": {"color": "#e69f00"},
-    "static-44": {"color": "#009e73"},
+    "static-44": {"color": GREEN},
 }
 """The arms that the pictures tell apart; the others are drawn in grey behind them."""
 DEPTHS = (*DEEPER, "glance-0", "static-8", "static-14", "plain")
@@ -68,7 +68,7 @@ def write_pages(folder: Path) -> None:
     """Writes `tables.md`, `frontier.svg`, `exits.svg` and, where deeper networks are there, `depths.svg`."""
     found: Found = {arm: [] for arm in ARMS}
     for path in sorted(folder.glob("*.json")):
-        figures = json.loads(path.read_text())
+        figures = load(path)
         found.setdefault(figures["arm"], []).append(figures)
     found = {arm: runs for arm, runs in found.items() if runs}
     if not found:

@@ -6,20 +6,16 @@
 Trains two residual networks, with linear and with conv heads, and takes those that `benchmarks/minilm.py` trains.
 Rules are solved on the fit split at costs measured at each batch size; times are of samples of the test split. The
 rival `earlyon` takes part where it is installed (pip install --no-deps earlyon==0.3.0); MiniLM needs what `minilm.py`
-says. `--soak SECONDS` runs the streaming engine instead. Writes a table and its figures to `benchmarks/engine/`;
+says. `--soak SECONDS` runs the streaming engine instead. Writes a table and figures to `benchmarks/results/engine/`;
 `--pages` only writes the table of the figures that are there.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,9 +28,9 @@ from engine_page import page
 from engine_profile import by_size, where
 from engine_rivals import cuts_of, earlyon, everything, loop
 from engine_soak import soak
+from figures import RESULTS, load, provenance, save
 from optdepth.batch import Inputs
 from optdepth.errors import InputError
-from optdepth.files import write_json
 from optdepth.inference.clock import times
 from optdepth.inference.engine import Engine
 from optdepth.inference.timings import Timings
@@ -43,9 +39,8 @@ from optdepth.stopping.placed import Placed, placed
 from optdepth.stopping.placement import keep
 from optdepth.stopping.rule import FixedDepth, Origin, Rule
 from optdepth.trace import Trace
-from provenance import commit, processor
 
-HERE = Path(__file__).parent / "engine"
+HERE = RESULTS / "engine"
 BATCHES = (1, 8, 64, 256)
 COMPILED = {1: (1,), 64: (32, 48, 64)}
 """Batch sizes at which compiled code is timed, and the sizes it is compiled for."""
@@ -69,24 +64,19 @@ def main() -> None:
     if unknown := [name for name in names if name not in SUBJECTS]:
         raise InputError(f"no network {unknown[0]!r}; there are {', '.join(SUBJECTS)}")
     torch.set_num_threads(given.threads)
-    provenance = {
-        "command": " ".join(["python", *sys.argv]),
-        "commit": commit(),
-        "machine": f"{processor()}, {torch.get_num_threads()} threads, {given.device}",
-        "versions": {"python": platform.python_version(), **_versions()},
-    }
+    made = provenance(__file__, also=("onnxruntime", "earlyon", "transformers"), device=given.device)
     if given.soak:
         subject = SUBJECTS["linear"](given.data, given.text)
         rule = placed(subject.fit, price=0.5)
         found = soak(Engine(subject.network, rule), subject.inputs, seconds=given.soak, seed=0)
-        write_json(HERE / "soak.json", provenance | found)
+        save(HERE / "soak.json", made | found)
         print(found)
         return
     path = HERE / f"{given.device}.json"
-    held: dict[str, Any] = json.loads(path.read_text())["networks"] if path.is_file() else {}
+    held: dict[str, Any] = load(path)["networks"] if path.is_file() else {}
     for name in [] if given.pages else names:
-        held[name] = provenance | measured(SUBJECTS[name](given.data, given.text), given.device, given.repeats)
-        write_json(path, {"networks": {key: held[key] for key in SUBJECTS if key in held}})
+        held[name] = made | measured(SUBJECTS[name](given.data, given.text), given.device, given.repeats)
+        save(path, {"networks": {key: held[key] for key in SUBJECTS if key in held}})
     (HERE / f"{given.device}.md").write_text(page(held))
     print(page(held))
 
@@ -189,16 +179,6 @@ def threshold(trace: Trace, price: float) -> Placed:
 
 def _looks(rule: Rule) -> list[int]:
     return [k for k, looks in enumerate(rule.looks[:-1]) if looks]
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in ("optdepth", "torch", "numpy", "onnxruntime", "earlyon", "transformers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "absent"
-    return found
 
 
 if __name__ == "__main__":

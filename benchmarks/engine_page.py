@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine_profile import PARTS
-from provenance import table_row
+from figures import made_by, table_row
 
 Figures = dict[str, Any]
 
@@ -19,16 +19,11 @@ def page(networks: dict[str, Figures]) -> str:
         "Times are medians over the turns of every batch, all ways to serve side by side. Right: of the test split.",
     ]
     for figures in networks.values():
-        lines += ["", f"## {figures['title']}", "", _provenance(figures), "", *_saved(figures), "", *_rivals(figures)]
+        lines += ["", f"## {figures['title']}", "", made_by(figures), "", *_saved(figures), "", *_rivals(figures)]
         lines += ["", *_compiled(figures), "", *_where(figures), "", *_by_size(figures), "", *_onnx(figures)]
     if not any("cuda" in figures["machine"] for figures in networks.values()):
         lines += ["", "On a GPU this has not run."]
     return "\n".join(lines) + "\n"
-
-
-def _provenance(figures: Figures) -> str:
-    versions = ", ".join(f"{key} {value}" for key, value in figures["versions"].items())
-    return f"`{figures['command']}`, commit {figures['commit']}, {figures['machine']}, {versions}."
 
 
 def _saved(figures: Figures) -> list[str]:

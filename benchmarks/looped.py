@@ -6,13 +6,12 @@
 Trains one block with its input injected, by deep supervision alone and with diminishing returns added, asks how it does
 on more steps than it was trained for, solves the stationary rule on a trace of four times as many, and lets the engine
 run for as long as the rule says. The number of steps that the rule is compared with is chosen on the fit split; the
-test split judges. Writes figures, a table and a picture to `benchmarks/looped/`. Interrupted, it goes on.
+test split judges. Writes figures, a table and a picture to `benchmarks/results/looped/`. Interrupted, it goes on.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,16 +22,15 @@ import torch
 from torch import Tensor
 
 import optdepth as od
+from figures import RESULTS, made_by, provenance, save, table_row
 from optdepth.batch import hidden
 from optdepth.errors import InputError
-from optdepth.files import write_json
 from optdepth.flows import save_figure
+from optdepth.palette import BLUE, ORANGE
 from optdepth.tasks import cross_entropy
 from optdepth.training import depth_loss
-from optdepth.workflow import versions
-from provenance import commit, processor, table_row
 
-HERE = Path(__file__).parent
+HERE = RESULTS / "looped"
 ARMS = {"deep supervision": "deep-supervision", "and diminishing returns": "deep-supervision+diminishing-returns"}
 PRICES = (0.001, 0.003, 0.01, 0.03)
 REPORT_PRICE = 0.01
@@ -60,17 +58,14 @@ def main() -> None:
     name = Path(given.data).name
     runs = [_run(given, arm, seed) for arm in ARMS for seed in range(given.seeds)]
     result = {
-        "command": " ".join(["python", *sys.argv]),
-        "commit": commit(),
-        "machine": f"{processor()}, {torch.get_num_threads()} threads",
-        "versions": {"python": platform.python_version(), **versions()},
+        **provenance(__file__),
         "trained steps": given.steps,
         "recorded steps": RECORDED * given.steps,
         "runs": runs,
     }
-    write_json(HERE / "looped" / f"{name}.json", result)
-    (HERE / "looped" / f"{name}.md").write_text(_page(name, result))
-    _picture(name, result, HERE / "looped" / f"{name}.svg")
+    save(HERE / f"{name}.json", result)
+    (HERE / f"{name}.md").write_text(_page(name, result))
+    _picture(name, result, HERE / f"{name}.svg")
     print(_page(name, result))
 
 
@@ -197,9 +192,7 @@ def _page(name: str, result: dict[str, Any]) -> str:
     lines = [
         f"# {name}: a looped network, stopped by the stationary rule",
         "",
-        f"`{result['command']}`, commit {result['commit']}, {result['machine']}, "
-        + ", ".join(f"{key} {value}" for key, value in result["versions"].items())
-        + f". Trained at {result['trained steps']} steps, recorded at {result['recorded steps']}.",
+        f"{made_by(result)} Trained at {result['trained steps']} steps, recorded at {result['recorded steps']}.",
         "",
         "Accuracy after so many steps, mean over the seeds:",
         "",
@@ -242,7 +235,7 @@ def _page(name: str, result: dict[str, Any]) -> str:
 def _picture(name: str, result: dict[str, Any], path: Path) -> None:
     """Accuracy by step, beyond those trained; and the steps the rule takes beside its limit."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    colours = dict(zip(ARMS, ("#d55e00", "#0072b2"), strict=True))
+    colours = dict(zip(ARMS, (ORANGE, BLUE), strict=True))
     for run in result["runs"]:
         label = run["arm"] if run["seed"] == 0 else None
         steps = np.arange(1, DEEPEST + 1)

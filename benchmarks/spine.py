@@ -6,13 +6,12 @@ r"""Accuracy, mean cost and time on the clock of every rule, beside the network 
 
 Trains the network twice, without exits and with them, records, solves, and judges on the test split, which nothing else
 has touched. Interrupted, the same command goes on where it stopped; over a run of other settings it says so and stops.
-Writes a table and its figures to `benchmarks/spine/`.
+Writes a table and its figures to `benchmarks/results/spine/`.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
 from pathlib import Path
 from typing import Any, get_args
@@ -21,16 +20,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
+from figures import RESULTS, made_by, provenance, save, table_row
 from optdepth.cli import record, solve, train
 from optdepth.errors import InputError
-from optdepth.files import write_json
 from optdepth.flows import save_figure
 from optdepth.networks.resnet import Heads
-from optdepth.stopping.frontier import FAMILIES, fixed_depths, frontier, prices_for
-from optdepth.workflow import Run, evaluate_run, versions
-from provenance import commit, processor, table_row
+from optdepth.palette import BLUE, GREEN, ORANGE, SKY
+from optdepth.stopping.frontier import fixed_depths, frontier, prices_for
+from optdepth.stopping.methods import METHODS
+from optdepth.workflow import Run, evaluate_run
 
-HERE = Path(__file__).parent
+HERE = RESULTS / "spine"
 BATCHES = [1, 32, 256]
 
 
@@ -65,19 +65,16 @@ def main() -> None:
     solve(exits.folder, price=given.price)
     judged = evaluate_run(exits, clocked=BATCHES, repeats=5, progress=True)
     result = {
-        "command": " ".join(["python", *sys.argv]),
         "price": given.price,
         "seed": given.seed,
-        "commit": commit(),
-        "machine": f"{processor()}, {torch.get_num_threads()} threads",
-        "versions": {"python": platform.python_version(), **versions()},
+        **provenance(__file__),
         "without exits": _accuracy(plain),
         "sweep": _sweep(exits),
         **judged,
     }
-    write_json(HERE / "spine" / f"{name}.json", result)
-    (HERE / "spine" / f"{name}.md").write_text(_page(name, result))
-    _picture(name, result, HERE / "spine" / f"{name}.svg")
+    save(HERE / f"{name}.json", result)
+    (HERE / f"{name}.md").write_text(_page(name, result))
+    _picture(name, result, HERE / f"{name}.svg")
     print(_page(name, result))
 
 
@@ -95,7 +92,7 @@ def _sweep(run: Run) -> list[dict[str, Any]]:
     prices = prices_for(fit)
     full = fixed_depths(test)[-1]
     rows = []
-    for method in FAMILIES:
+    for method in METHODS:
         swept = frontier(method, fit, test, prices)
         costs, losses = swept.curve()
         rows.append(
@@ -116,9 +113,7 @@ def _page(name: str, result: dict[str, Any]) -> str:
     lines = [
         f"# {name}: every rule at price {result['price']:g}",
         "",
-        f"`{result['command']}`, seed {result['seed']}, commit {result['commit']}, {result['machine']}, "
-        + ", ".join(f"{key} {value}" for key, value in result["versions"].items())
-        + f". {result['samples']:,} test samples; cost in {result['unit']}.",
+        f"{made_by(result)} Seed {result['seed']}. {result['samples']:,} test samples; cost in {result['unit']}.",
         "A ratio is the full network over the engine: FLOPs by count, clock by medians over five turns side by side. "
         "Rules are solved on the fit split; nothing was chosen on the test split.",
         "",
@@ -141,9 +136,9 @@ def _page(name: str, result: dict[str, Any]) -> str:
 def _picture(name: str, result: dict[str, Any], path: Path) -> None:
     """Accuracy against mean cost: the solved rule, tuned thresholds, shallower networks."""
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    styles = {"placed": ("#0072b2", 2.5, "solved rule"), "confidence": ("#d55e00", 1.5, "confidence threshold, tuned")}
-    styles |= {"snell": ("#56b4e9", 2.0, "solved rule, looks at every exit")}
-    styles |= {"patience": ("#8a6d00", 1.5, "patience, tuned"), "lookahead": ("#009e73", 1.5, "one-step look-ahead")}
+    styles = {"placed": (BLUE, 2.5, "solved rule"), "confidence": (ORANGE, 1.5, "confidence threshold, tuned")}
+    styles |= {"snell": (SKY, 2.0, "solved rule, looks at every exit")}
+    styles |= {"patience": ("#8a6d00", 1.5, "patience, tuned"), "lookahead": (GREEN, 1.5, "one-step look-ahead")}
     for row in result["sweep"]:
         if row["method"] in styles:
             colour, width, label = styles[row["method"]]

@@ -4,7 +4,7 @@
     python benchmarks/stopping.py --short
 
 Options against published values; regressors held against gradient-boosted trees; seconds and memory of `snell` on
-synthetic traces. Writes `benchmarks/stopping/results.md` and `.json`. `--short` leaves the largest trace out.
+synthetic traces. Writes `benchmarks/results/stopping/results.md` and `.json`. `--short` leaves the largest trace out.
 """
 
 from __future__ import annotations
@@ -20,22 +20,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.model_selection import cross_val_predict
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from optdepth.files import write_json
+from figures import RESULTS, made_by, provenance, save
 from optdepth.stopping.evaluate import evaluate
 from optdepth.stopping.gain import GainRule
 from optdepth.stopping.regression import Regression, bases, shuffled
-from optdepth.stopping.snell import snell, snell_family
+from optdepth.stopping.snell import snell
 from optdepth.trace import Costs, Trace
-from optdepth.workflow import versions
 from problems import MAX_CALL_VALUE, PUT_VALUES, american_put, max_call
-from provenance import commit, processor
 
-OUT = Path(__file__).parent / "stopping"
+OUT = RESULTS / "stopping"
 PATHS, FITTED, JUDGED = 100_000, 1, 2
 SIZES = ((50_000, 16, 6, 1), (50_000, 16, 6, 10), (1_000_000, 32, 6, 1))
 TARGETS = (2, 10, 120)
@@ -48,16 +45,13 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="leave the largest trace out")
     short = parser.parse_args().short
     result: dict[str, Any] = {
-        "command": " ".join(["python", *sys.argv]),
-        "commit": commit(),
-        "machine": f"{processor()}, {torch.get_num_threads()} threads",
-        "versions": versions(),
+        **provenance(__file__),
         "speed": [_speed(*size, target) for size, target in zip(SIZES[: 2 if short else 3], TARGETS, strict=False)],
         "options": _options(),
         "regressors": _regressors(),
     }
     OUT.mkdir(exist_ok=True)
-    write_json(OUT / "results.json", result)
+    save(OUT / "results.json", result)
     (OUT / "results.md").write_text(_tables(result))
     print(_tables(result))
 
@@ -66,9 +60,9 @@ def _speed(samples: int, exits: int, features: int, prices: int, target: float) 
     """Seconds from a trace to its rules; the peak of the process so far, trace included."""
     trace = synthetic(samples, exits, features)
     begin = time.perf_counter()
-    family = snell_family(trace)
+    family = snell(trace)
     for price in np.geomspace(0.03, 0.3, prices):
-        family(float(price))
+        family.at(float(price))
     seconds = time.perf_counter() - begin
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     size = {"samples": samples, "exits": exits, "observations": features, "prices": prices}
@@ -129,7 +123,7 @@ def _regressors() -> list[dict[str, Any]]:
 
 def _tables(result: dict[str, Any]) -> str:
     lines = [
-        f"`{result['command']}` at {result['commit']}, {result['machine']}, torch {result['versions']['torch']}",
+        made_by(result),
         "",
         "| samples x exits x observations | prices | seconds | target | peak of the process, GiB |",
         "| --- | --- | --- | --- | --- |",

@@ -1,6 +1,7 @@
 """The study of L_depth in its short form: the same code on the digits, and it goes on where it stopped."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from optdepth.costs import flops
 from optdepth.errors import InputError
 from optdepth.networks import StagedNetwork, load_network, resnet
 from optdepth.record import record
-from optdepth.stopping.frontier import FAMILIES, SOLVED
+from optdepth.stopping.methods import METHODS, SOLVED
 from optdepth.trace import Costs, Trace
 from optdepth.training.depth_loss import Seen
 
@@ -29,6 +30,8 @@ def study(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_study_judges_arms_and_resumes(study, tmp_path: Path) -> None:
+    from figures import load
+
     runs, out = tmp_path / "runs", tmp_path / "out"
     given = ["--short", "--runs", str(runs), "--out", str(out)]
     study.main([*given, "--arms", "plain+taught,cascade-8"])
@@ -36,7 +39,7 @@ def test_the_study_judges_arms_and_resumes(study, tmp_path: Path) -> None:
     files = {path.name: path.read_bytes() for path in folder.glob("*.json")}
     arms = ("taught-0", "plain", "plain+taught", "static-8", "cascade-8")
     assert set(files) == {f"{arm}-0.json" for arm in arms}
-    plain, taught = (json.loads(files[f"{arm}-0.json"]) for arm in ("plain", "plain+taught"))
+    plain, taught = (load(folder / f"{arm}-0.json") for arm in ("plain", "plain+taught"))
     # A frozen trunk leaves the last exit as it was, to the bit; early exits and costs are there to judge.
     assert taught["accuracy"]["test"][-1] == plain["accuracy"]["test"][-1]
     assert taught["costs"]["reach"][-1] + taught["costs"]["look"][-1] == pytest.approx(1)
@@ -52,11 +55,11 @@ def test_the_study_judges_arms_and_resumes(study, tmp_path: Path) -> None:
             found["gap"]["bound"] <= found["gap"]["value"] == pytest.approx(test["value"], abs=3 * test["value_error"])
         )
     # A member of a cascade that is not looked at costs nothing: the last one alone is the plain network.
-    cascade = json.loads(files["cascade-8-0.json"])
+    cascade = load(folder / "cascade-8-0.json")
     assert cascade["costs"]["reach"][-1] + cascade["costs"]["look"][-1] == pytest.approx(1)
     (folder / "plain+taught-0.json").unlink()
     study.main([*given, "--arms", "plain+taught"])
-    again = json.loads((folder / "plain+taught-0.json").read_text())
+    again = load(folder / "plain+taught-0.json")
     assert again["sweep"] == taught["sweep"]
     assert (folder / "plain-0.json").read_bytes() == files["plain-0.json"]
     trained_again_for_another(study, given, folder, runs / "digits-short")
@@ -82,9 +85,11 @@ def trained_again_for_another(study, given: list[str], folder: Path, runs: Path)
 
 def judged_again_without_training(study, given: list[str], folder: Path, runs: Path) -> None:
     """Damaged traces are recorded anew, the word on the training stays, figures without weights are left alone."""
+    from figures import load, save
+
     path = folder / "plain+taught-0.json"
-    before = json.loads(path.read_text())
-    path.write_text(json.dumps({**before, "commit": "trained", "ahead": []}))
+    before = load(path)
+    save(path, {**before, "commit": "trained", "ahead": []})
     (folder / "static-8-0.json").write_text((folder / "static-8-0.json").read_text() + "\n")
     untouched = (folder / "static-8-0.json").read_bytes()
     (runs / "static-8-0" / "training.json").unlink()
@@ -93,7 +98,7 @@ def judged_again_without_training(study, given: list[str], folder: Path, runs: P
     trace.write_bytes(b"of another version")
     trained = (runs / "plain+taught-0" / "network" / "weights.safetensors").stat().st_mtime_ns
     study.main([*given, "--judge"])
-    after = json.loads(path.read_text())
+    after = load(path)
     assert (after["commit"], after["judged"]["commit"]) == ("trained", before["commit"])
     assert {key: after[key] for key in before} == {**before, "commit": "trained"}
     assert trace.read_bytes() == recorded
@@ -173,7 +178,7 @@ def test_recall_is_worth_something_where_exits_err_apart(study, noise: tuple[flo
         heard = (2 * labels - 1)[:, None] + noise * random.normal(size=(3000, 3))
         logits = torch.tensor(np.stack([-heard, heard], axis=2))
         recorded[split] = study.Recording(Trace.from_logits(logits, labels, costs, source=split), logits, labels)
-    found, _ = at_price(recorded, FAMILIES[SOLVED](recorded["fit"].trace), 0.02)
+    found, _ = at_price(recorded, METHODS[SOLVED].solve(recorded["fit"].trace), 0.02)
     assert found["exits"][-1] == 2
     plain = found["methods"][SOLVED]["test"]["value"]
     if noise[0] == noise[-1]:
@@ -271,3 +276,36 @@ def test_arms_are_chosen_on_the_seeds_that_most_of_them_have(study) -> None:
     found["glance-44"] = [run(0, 0.01)]
     assert choice(found) == {0.1: "b"}
     assert choice({arm: runs for arm, runs in found.items() if arm in ("a", "lucky")}) == {0.1: "lucky"}
+
+
+def test_figures_are_kept_as_arrays_and_come_back_as_they_were(study, tmp_path: Path) -> None:
+    from figures import load, save
+
+    rows = [{"price": 0.1 * k, "of": {"test": {"cost": k, "shares": [0.5, 0.5]}, "none": {}}} for k in range(3)]
+    held = {"sweep": rows, "unlike": [{"a": 1}, {"b": 2}], "nested": {"deep": [[1.5, None], ["x", True]]}, "empty": []}
+    save(tmp_path / "figures.json", held)
+    assert load(tmp_path / "figures.json") == held
+    written = json.loads((tmp_path / "figures.json").read_text())
+    assert written["sweep"]["columns"]["of > test > cost"] == [0, 1, 2]
+
+
+def test_a_figure_says_what_made_it(study, monkeypatch: pytest.MonkeyPatch) -> None:
+    from figures import made_by, provenance
+
+    monkeypatch.setattr("sys.argv", ["benchmarks/any.py", "--data", "digits"])
+    made = provenance("benchmarks/any.py", also=("nothing-of-that-name",))
+    assert made["command"] == "python benchmarks/any.py --data digits"
+    assert set(made) == {"command", "commit", "machine", "versions"}
+    assert f"torch {torch.__version__}" in made_by(made)
+    assert "nothing-of-that-name" not in made_by(made)
+
+
+def test_every_benchmark_has_a_page_that_says_what_it_shows() -> None:
+    index = (BENCHMARKS / "README.md").read_text()
+    for folder in (path for path in (BENCHMARKS / "results").iterdir() if path.is_dir()):
+        page = (folder / "README.md").read_text()
+        assert f"(results/{folder.name})" in index
+        assert f"python benchmarks/{folder.name}.py" in page
+        assert (BENCHMARKS / f"{folder.name}.py").is_file()
+        for linked in re.findall(r"\]\(([^)#]+)", page):
+            assert (folder / linked).exists(), f"{folder.name}: {linked}"

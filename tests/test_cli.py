@@ -126,10 +126,22 @@ def test_a_certified_rule_is_a_rule_of_the_run(cli: Cli, run: Path) -> None:
     assert (status, err) == (0, "")
     found = json.loads(out)
     assert found["certified"]
+    assert found["gained"]
+    assert [(each["measure"], each["risk"]) for each in found["promises"]] == [("excess", 0.2)]
+    assert found["short"] == []
     assert found["cost"] < found["full cost"]
     here = Run(run)
     assert judged(here.rules()["certified"], here.trace("certify")).cost == pytest.approx(found["cost"])
-    assert "with 99% confidence the loss above" in cli("certify", run, "--confidence", 0.99)[1]
+    out = cli("certify", run, "--risk", 0.01, "--confidence", 0.995)[1]
+    assert "with 99.5% confidence the loss above" in out
+    assert "and nothing is gained" in out
+    assert "samples can show a risk of" in out
+    found = json.loads(cli("certify", run, "--risk", 0.001, "--disagreement", 0.002, "--json")[1])
+    assert found["certified"]
+    assert not found["gained"]
+    assert [each["measure"] for each in found["promises"]] == ["excess", "disagreement"]
+    assert {each["measure"] for each in found["short"]} == {"excess", "disagreement"}
+    assert found["short"][1]["takes"] == 1500
     status, out, _ = cli("evaluate", run, "--clock", "", "--json")
     assert status == 0
     assert "certified" in {row["method"] for row in json.loads(out)["rows"]}

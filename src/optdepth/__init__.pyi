@@ -16,14 +16,15 @@ from .recall import best_recall
 from .record import record
 from .stopping.baselines import confidence, entropy, patience
 from .stopping.bounds import gap, prophet
-from .stopping.certify import Certificate, certified
+from .stopping.certify import Certificate
 from .stopping.evaluate import Evaluation, evaluate
+from .stopping.family import Family
 from .stopping.finite import finite_depth
 from .stopping.lookahead import lookahead
-from .stopping.placed import placed, placed_family
+from .stopping.placed import placed
 from .stopping.placement import place
 from .stopping.rule import FixedDepth, Rule
-from .stopping.snell import snell, snell_family
+from .stopping.snell import snell
 from .stopping.stationary import stationary
 from .tensors import TensorData
 from .trace import Costs, Trace
@@ -39,6 +40,7 @@ __all__ = [
     "DepthLoss",
     "Engine",
     "Evaluation",
+    "Family",
     "FixedDepth",
     "FlowEngine",
     "InputError",
@@ -50,7 +52,6 @@ __all__ = [
     "Timings",
     "Trace",
     "best_recall",
-    "certified",
     "confidence",
     "entropy",
     "evaluate",
@@ -68,12 +69,10 @@ __all__ = [
     "patience",
     "place",
     "placed",
-    "placed_family",
     "prophet",
     "record",
     "resnet",
     "snell",
-    "snell_family",
     "stage",
     "stationary",
     "stream",

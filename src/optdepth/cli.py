@@ -185,11 +185,11 @@ def solve(
     as_json: AsJson = False,
 ) -> None:
     """Solves the stopping rules on the fit split, at a price or for a budget."""
-    from .stopping.frontier import FAMILIES
+    from .stopping.methods import METHODS
     from .workflow import Run, solve_run
 
     here = Run(run)
-    methods = list(FAMILIES) if method == "all" else [method]
+    methods = list(METHODS) if method == "all" else [method]
     rules = solve_run(here, methods, price=price, budget=budget, progress=not as_json)
     here.note(_command())
     result = {name: {"kind": type(rule).__name__, "price": rule.origin.price} for name, rule in rules.items()}
@@ -207,28 +207,36 @@ def certify(
         Literal["excess", "loss"],
         typer.Option(help="`excess`: error above the full network's; `loss`: the error itself."),
     ] = "excess",
+    disagreement: Annotated[
+        float | None,
+        typer.Option(help="Promise this as well: how often, at most, the answer is not the full network's."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Finds the cheapest solved rule that provably keeps a promise (Learn-then-Test); kept as the rule `certified`.
 
     Rules are solved on the fit split and tested on the certify split, which fits nothing. Where no rule that stops
-    early can be shown to keep the promise, the rule is the full depth, and the sentence says so.
+    early can be shown to keep the promise, the rule is the full depth, and the sentence says so, and how many samples
+    would do. With `--disagreement` both promises hold at once, with the one confidence.
     """
     from .workflow import CERTIFIED, Run, certify_run
 
     here = Run(run)
+    risks: dict[Literal["loss", "excess", "disagreement"], float] = {measure: risk}
+    if disagreement is not None:
+        risks["disagreement"] = disagreement
     with _err.status("solving rules at rising prices and testing them"):
-        found = certify_run(here, risk=risk, confidence=confidence, measure=measure)
+        found = certify_run(here, risks=risks, confidence=confidence)
     here.note(_command())
     result = {
         "certified": found.certified,
-        "measure": found.measure,
-        "risk": found.risk,
+        "gained": found.gained,
+        "promises": [asdict(promise) for promise in found.promises],
         "confidence": found.confidence,
-        "observed": found.observed,
         "cost": found.cost,
         "full cost": found.full_cost,
         "samples": found.samples,
+        "short": [asdict(short) for short in found.short],
         "rule": CERTIFIED,
     }
     _show(as_json, result, f"{found}; next: optdepth evaluate {run}")
@@ -370,7 +378,7 @@ def _command() -> str:
 
 def _table(result: dict[str, Any]) -> Table:
     """Accuracy, mean cost and speed of every rule."""
-    from .stopping.frontier import SOLVED
+    from .stopping.methods import SOLVED
 
     clocked = {(row["method"], row["batch"]): row["speedup"] for row in result["clock"]}
     sizes = sorted({size for _, size in clocked})

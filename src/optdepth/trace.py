@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Real
+from jaxtyping import Bool, Float, Int, Real
 from numpy.typing import ArrayLike
 
 from .errors import InputError
@@ -118,6 +118,7 @@ class Trace:
         rows: (N,) number of each sample in its source.
         network: fingerprint of the network recorded, empty when there is none.
         recall: which exits' answers the losses are of, where an exit does not answer by itself; see `optdepth.recall`.
+        disagreement: (N, K) whether the answer at each exit is another than at the last; None where nobody can say.
     """
 
     losses: Real[Array, "N K"]
@@ -129,6 +130,7 @@ class Trace:
     rows: Int[Array, " N"] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     network: str = ""
     recall: Windows = ()
+    disagreement: Bool[Array, "N K"] | None = None
 
     def __post_init__(self) -> None:
         losses = np.asarray(self.losses, dtype=np.float64)
@@ -149,6 +151,8 @@ class Trace:
                 raise InputError(f"posterior_losses has shape {posterior.shape}, losses {losses.shape}")
             _check_finite("posterior loss", posterior)
             put("posterior_losses", posterior)
+        if self.disagreement is not None:
+            put("disagreement", _checked_disagreement(self.disagreement, losses.shape))
         put("source", self.source or _digest(losses, observations))
         put("rows", np.asarray(self.rows, dtype=np.int64) if len(self.rows) else np.arange(len(losses)))
         if self.rows.shape != (len(losses),):
@@ -188,7 +192,8 @@ class Trace:
         answers = every_answer(scores, recall).argmax(-1)
         posterior = scores[:, -1].double().softmax(-1)
         wrong, expected = (answers != right[:, None]).double(), 1.0 - posterior.gather(1, answers)
-        made = cls.from_answers(scores, wrong, costs, kind="classes", residuals=residuals, **where, recall=recall)
+        where |= {"recall": recall, "disagreement": (answers != answers[:, -1:]).numpy()}
+        made = cls.from_answers(scores, wrong, costs, kind="classes", residuals=residuals, **where)
         return replace(made, posterior_losses=expected.numpy())
 
     @classmethod
@@ -219,6 +224,8 @@ class Trace:
             raise InputError(f"answers must be (N, K, ...) and losses (N, K); got {shapes}")
         _check_finite("answer", given.flatten(2).numpy() if given.ndim > 2 else given.numpy())
         seen, features = observe(given, kind, None if residuals is None else torch.as_tensor(residuals))
+        if kind == "classes" and given.ndim == 3 and "disagreement" not in where:
+            where["disagreement"] = (given.argmax(-1) != given[:, -1:].argmax(-1)).numpy()
         return cls(np.asarray(losses), seen.numpy(), costs, features, **where)
 
     @classmethod
@@ -274,12 +281,14 @@ class Trace:
         if len(kept) == 0:
             raise InputError("an empty selection is no trace")
         posterior = None if self.posterior_losses is None else self.posterior_losses[index]
+        differs = None if self.disagreement is None else self.disagreement[index]
         return replace(
             self,
             losses=kept,
             observations=self.observations[index],
             posterior_losses=posterior,
             rows=self.rows[index],
+            disagreement=differs,
         )
 
     def split(self, *shares: float, seed: int) -> list[Trace]:
@@ -307,12 +316,14 @@ class Trace:
         if twice := len(rows) - len(np.unique(rows)):
             raise InputError(f"{twice} samples are in more than one of the traces; each may count once")
         posteriors = [t.posterior_losses for t in traces if t.posterior_losses is not None]
+        differing = [t.disagreement for t in traces if t.disagreement is not None]
         return replace(
             first,
             losses=np.concatenate([t.losses for t in traces]),
             observations=np.concatenate([t.observations for t in traces]),
             posterior_losses=np.concatenate(posteriors) if len(posteriors) == len(traces) else None,
             rows=rows,
+            disagreement=np.concatenate(differing) if len(differing) == len(traces) else None,
         )
 
     def save(self, path: str | Path) -> None:
@@ -321,6 +332,8 @@ class Trace:
         tensors |= {"reach": self.costs.reach, "look": self.costs.look, "answer": self.costs.answer}
         if self.posterior_losses is not None:
             tensors["posterior_losses"] = self.posterior_losses
+        if self.disagreement is not None:
+            tensors["disagreement"] = self.disagreement
         about = {"format": _FORMAT, "version": _VERSION, "features": self.features, "unit": self.costs.unit}
         about |= {"source": self.source, "network": self.network, "recall": self.recall}
         write_tensors(Path(path), {name: torch.as_tensor(value) for name, value in tensors.items()}, about)
@@ -342,6 +355,7 @@ class Trace:
                 rows=tensors["rows"],
                 network=about["network"],
                 recall=checked(about.get("recall", ()), tensors["losses"].shape[1]),
+                disagreement=tensors.get("disagreement"),
             )
         except KeyError as error:
             raise InputError(f"{path} lacks {error}; record it again") from None
@@ -358,6 +372,16 @@ def _check_shapes(losses: Array, observations: Array, costs: Costs) -> None:
         )
     if len(costs) != losses.shape[1]:
         raise InputError(f"costs of {len(costs)} exits for losses at {losses.shape[1]} exits")
+
+
+def _checked_disagreement(given: Any, shape: tuple[int, ...]) -> Bool[Array, "N K"]:
+    differs = np.asarray(given)
+    if differs.shape != shape or not np.isin(differs, (0, 1)).all() or differs[:, -1].any():
+        raise InputError(
+            f"disagreement is true or false of {shape[0]} samples at {shape[1]} exits, and false at the last; "
+            f"got shape {differs.shape}, values {', '.join(map(str, np.unique(differs)[:3]))}"
+        )
+    return differs.astype(bool)
 
 
 def _check_finite(what: str, values: Array) -> None:

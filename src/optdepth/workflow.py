@@ -9,6 +9,7 @@ evaluation.json      rules judged on the test split report.html      the page to
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -31,11 +32,11 @@ from .progress import shown_steps
 from .record import record
 from .report import Provenance, write_report
 from .stopping.bounds import prophet
-from .stopping.certify import Certificate, Measure, certified
+from .stopping.certify import Certificate
 from .stopping.evaluate import Evaluation, evaluate
-from .stopping.frontier import FAMILIES, SOLVED
 from .stopping.gain import FRUGAL
-from .stopping.price import solve_at
+from .stopping.methods import METHODS, SOLVED, method_of
+from .stopping.risks import Measure
 from .stopping.rule import FixedDepth, Origin, Rule
 from .trace import Trace
 from .training.depth_loss import depth_loss
@@ -175,23 +176,22 @@ def solve_run(
     run: Run, methods: list[str], *, price: float | None, budget: float | None, progress: bool
 ) -> dict[str, Rule]:
     """Solves rules on the fit split and saves each in the run folder."""
-    fit = run.trace("fit")
-    unknown = [name for name in methods if name not in FAMILIES]
-    if unknown:
-        raise InputError(f"no method {unknown[0]!r}; choose from {', '.join(FAMILIES)}")
+    fit, solvers = run.trace("fit"), {name: method_of(name).solve for name in methods}
     rules = {}
     for name in shown_steps(methods, "solving", shown=progress):
-        rules[name] = solve_at(fit, FAMILIES[name](fit), price=price, budget=budget)
+        rules[name] = solvers[name](fit).chosen(price=price, budget=budget)
         rules[name].save(run.folder / "rules" / name.replace(" ", "-"))
     return rules
 
 
-def certify_run(run: Run, *, risk: float, confidence: float, measure: Measure) -> Certificate:
-    """Certifies the cheapest solved rule on the certify split and saves it in the run folder as `CERTIFIED`."""
-    fit = run.trace("fit")
-    found = certified(
-        FAMILIES[SOLVED](fit), fit, run.trace("certify"), risk=risk, confidence=confidence, measure=measure
-    )
+def certify_run(run: Run, *, risks: Mapping[Measure, float], confidence: float) -> Certificate:
+    """Certifies the cheapest solved rule on the certify split and saves it in the run folder as `CERTIFIED`.
+
+    Args:
+        risks: the bound on each measure; all are to hold at once.
+    """
+    family = METHODS[SOLVED].solve(run.trace("fit"))
+    found = family.certified(run.trace("certify"), risk=risks, confidence=confidence)
     found.rule.save(run.folder / "rules" / CERTIFIED)
     return found
 
@@ -279,7 +279,7 @@ def _training(run: Run) -> dict[str, Any]:
 
 
 def _order(name: str) -> int:
-    return list(FAMILIES).index(name) if name in FAMILIES else len(FAMILIES)
+    return list(METHODS).index(name) if name in METHODS else len(METHODS)
 
 
 def _device() -> torch.device:
@@ -312,7 +312,7 @@ def report_run(run: Run, *, price: float | None, command: str) -> Path:
         names=[exit.name for exit in network.exits],
         fit=fit,
         test=run.trace("test"),
-        rules={name: solve_at(fit, family(fit), price=price, budget=None) for name, family in FAMILIES.items()},
+        rules={name: method.solve(fit).at(price) for name, method in METHODS.items()},
         price=price,
         certify=run.trace("certify"),
         made=Provenance(

@@ -7,9 +7,9 @@ from typing import Self
 
 from ..errors import InputError
 from ..stopping.bounds import Gap, gap
-from ..stopping.certify import Certificate, certified
+from ..stopping.certify import Certificate
 from ..stopping.finite import FiniteDepth, finite_depth
-from ..stopping.frontier import FAMILIES, SOLVED
+from ..stopping.methods import METHODS, SOLVED
 from ..stopping.placed import Placed
 from ..stopping.placement import keep
 from ..trace import Trace
@@ -48,7 +48,8 @@ class Promises:
         if shared := certify.overlap(study.test):
             raise InputError(f"{shared} samples are in both certify and test; the test split only judges")
         rule, fit, test = study.rules[SOLVED], study.fit, study.test
-        found = certified(FAMILIES[SOLVED](fit), fit, certify, risk=RISK, confidence=CONFIDENCE, measure="excess")
+        family = METHODS[SOLVED].solve(fit)
+        found = family.certified(certify, risk=RISK, confidence=CONFIDENCE, measure="excess")
         between, kept, names = rule, test, study.names
         if isinstance(rule, Placed):
             between, kept, names = rule.inner, keep(test, rule.kept), tuple(study.names[k] for k in rule.kept)

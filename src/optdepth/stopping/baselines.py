@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..trace import Trace
-from .price import solve_at
+from .family import solver
 from .rule import Origin, Rule
 
 Array = np.ndarray
@@ -51,52 +51,38 @@ class Threshold(Rule):
         return {"feature": self.features[0], "thresholds": self.thresholds, "below": self.below}
 
 
-def confidence(
-    trace: Trace, *, price: float | None = None, budget: float | None = None, per_exit: bool = False
-) -> Threshold:
-    """Stops once the most likely class is likely enough (the rule of BranchyNet, MSDNet and CALM)."""
-    return tuned(trace, "confidence", price=price, budget=budget, per_exit=per_exit)
+@solver
+def confidence(trace: Trace, *, per_exit: bool = False) -> Callable[[float], Threshold]:
+    """Stops once the most likely class is likely enough (the rule of BranchyNet, MSDNet and CALM); see `tuned`."""
+    return tuned(trace, "confidence", per_exit=per_exit).solve
 
 
-def entropy(
-    trace: Trace, *, price: float | None = None, budget: float | None = None, per_exit: bool = False
-) -> Threshold:
-    """Stops once the class distribution is sharp enough (the rule of DeeBERT)."""
-    return tuned(trace, "entropy", below=True, price=price, budget=budget, per_exit=per_exit)
+@solver
+def entropy(trace: Trace, *, per_exit: bool = False) -> Callable[[float], Threshold]:
+    """Stops once the class distribution is sharp enough (the rule of DeeBERT); see `tuned`."""
+    return tuned(trace, "entropy", below=True, per_exit=per_exit).solve
 
 
-def patience(
-    trace: Trace, *, price: float | None = None, budget: float | None = None, per_exit: bool = False
-) -> Threshold:
-    """Stops once enough exits in a row agree (the rule of PABEE)."""
-    return tuned(trace, "streak", price=price, budget=budget, per_exit=per_exit)
+@solver
+def patience(trace: Trace, *, per_exit: bool = False) -> Callable[[float], Threshold]:
+    """Stops once enough exits in a row agree (the rule of PABEE); see `tuned`."""
+    return tuned(trace, "streak", per_exit=per_exit).solve
 
 
-def tuned(
-    trace: Trace,
-    feature: str,
-    *,
-    below: bool = False,
-    price: float | None = None,
-    budget: float | None = None,
-    per_exit: bool = False,
-) -> Threshold:
+@solver
+def tuned(trace: Trace, feature: str, *, below: bool = False, per_exit: bool = False) -> Callable[[float], Threshold]:
     """The threshold, or thresholds, on one feature with the least mean of loss + price x cost on a trace.
 
     Args:
         trace: the fit split.
         feature: a column of the trace's observations.
+        price, budget: one of them for that rule, neither for the family; see `solver`.
         below: stop at values at most the threshold instead of at least.
-        price, budget: as in `solve_at`; exactly one.
         per_exit: one threshold for each exit instead of one for all.
+
+    Raises:
+        InputError: the trace lacks the feature.
     """
-    return solve_at(trace, threshold_family(trace, feature, below=below, per_exit=per_exit), price=price, budget=budget)
-
-
-def threshold_family(
-    trace: Trace, feature: str, *, below: bool = False, per_exit: bool = False
-) -> Callable[[float], Threshold]:
-    """`tuned` at any price."""
     score = trace.columns([feature])[:, :-1, 0] * np.float32(-1 if below else 1)
 
     def at(price: float) -> Threshold:
@@ -110,7 +96,7 @@ def threshold_family(
     return at
 
 
-def common_cut(score: Float[Array, "N J"], values: Float[Array, "N J+1"]) -> tuple[float, float]:
+def common_cut(score: Float[Array, "N D"], values: Float[Array, "N D+1"]) -> tuple[float, float]:
     """The one cut c with the least mean of values at the first exit where score >= c, and that mean; exact.
 
     A sample leaves exit k behind when the running maximum of its score is below c, and then its value changes by
@@ -127,8 +113,8 @@ def common_cut(score: Float[Array, "N J"], values: Float[Array, "N J+1"]) -> tup
 
 
 def exit_cuts(
-    score: Float[Array, "N J"], values: Float[Array, "N J+1"], start: Float[Array, " J"], sweeps: int = 10
-) -> Float[Array, " J"]:
+    score: Float[Array, "N D"], values: Float[Array, "N D+1"], start: Float[Array, " D"], sweeps: int = 10
+) -> Float[Array, " D"]:
     """One cut per exit by coordinate descent, deepest exit first, each on the samples that reach it."""
     cuts = start.copy()
     for _ in range(sweeps):

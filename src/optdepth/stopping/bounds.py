@@ -11,8 +11,8 @@ from jaxtyping import Float
 
 from ..errors import InputError
 from ..trace import Trace
+from .family import check_price
 from .posterior import expected_losses
-from .price import check_price
 from .regression import Regression, bases, shuffled
 from .rule import FixedDepth, Origin, Rule, samples_digest
 

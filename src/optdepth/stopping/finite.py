@@ -80,8 +80,8 @@ class ReturnsBound:
         exit: N; the last exit where steps pay up to the end of the trace, and then the bound says nothing.
     """
 
-    gains: Float[Array, " J"]
-    worth: Float[Array, " J"]
+    gains: Float[Array, " D"]
+    worth: Float[Array, " D"]
     exit: int
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..trace import Trace
+from .family import solver
 from .placement import keep, place
-from .price import Family, solve_at
 from .rule import FixedDepth, Origin, Rule
 from .snell import snell
 
@@ -61,24 +61,20 @@ class Placed(Rule):
         return cls(origin, inner, kept)
 
 
+@solver
 def placed(
-    trace: Trace,
-    *,
-    price: float | None = None,
-    budget: float | None = None,
-    features: Sequence[str] | None = None,
-    most: int | None = None,
-    seed: int = 0,
-) -> Rule:
+    trace: Trace, *, features: Sequence[str] | None = None, most: int | None = None, seed: int = 0
+) -> Callable[[float], Rule]:
     """The solved rule on the exits that are worth their look, at the trace's costs.
 
     With costs measured at the batch size that is served, this is the rule that the clock follows: at batch 1 a look may
     cost as much as a small block, at batch 256 next to nothing, and the exits kept differ. `dataclasses.replace(trace,
-    costs=latency(network, inputs).relative())` is the same recording at other costs.
+    costs=latency(network, inputs).relative())` is the same recording at other costs. The exits kept are those that pay
+    at the price asked.
 
     Args:
         trace: the fit split.
-        price, budget: as in `solve_at`; exactly one.
+        price, budget: one of them for that rule, neither for the family; see `solver`.
         features: observations to decide on, none with a history. If none are named, the margin, or where the trace has
             none, all without a history.
         most: look at so many exits at most, the last included.
@@ -87,13 +83,6 @@ def placed(
     Raises:
         InputError: a feature with a history, or what `place` and `snell` raise.
     """
-    return solve_at(trace, placed_family(trace, features=features, most=most, seed=seed), price=price, budget=budget)
-
-
-def placed_family(
-    trace: Trace, *, features: Sequence[str] | None = None, most: int | None = None, seed: int = 0
-) -> Family:
-    """`placed` at any price; the exits kept are those that pay at that price."""
     if features is None:
         features = ("margin",) if "margin" in trace.features else [f for f in trace.features if f not in HISTORY]
     if history := [name for name in features if name in HISTORY]:

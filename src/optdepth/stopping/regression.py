@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..trace import Trace
+from .kinds import enrol
 
 Array = np.ndarray
 
@@ -39,7 +40,7 @@ class Function(nn.Module, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        Function.kinds[cls.__name__] = cls
+        enrol(Function.kinds, cls)
 
     def __init__(self, **buffers: Tensor) -> None:
         super().__init__()

@@ -19,6 +19,7 @@ from ..files import read_json, write_json
 from ..recall import Windows, checked
 from ..tensor_files import read_tensors, write_tensors
 from ..trace import Costs, Trace
+from .kinds import enrol
 
 _FORMAT, _VERSION = "optdepth.rule", 3
 
@@ -64,7 +65,7 @@ class Rule(nn.Module, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        Rule.kinds[cls.__name__] = cls
+        enrol(Rule.kinds, cls)
 
     def __init__(self, origin: Origin, features: Sequence[str]) -> None:
         super().__init__()
@@ -107,7 +108,7 @@ class Rule(nn.Module, ABC):
         """The exit (0-based) at which each sample of a trace stops."""
         return first_stop(self.stops(trace))
 
-    def stops(self, trace: Trace) -> Bool[np.ndarray, "N J"]:
+    def stops(self, trace: Trace) -> Bool[np.ndarray, "N D"]:
         """Where the rule would stop each sample if it came there; nowhere at exits that it does not look at."""
         self.check(trace.network, trace.n_exits)
         device = next(self.buffers(), torch.empty(0)).device
@@ -164,7 +165,7 @@ class FixedDepth(Rule):
         return {"exit": self.exit}
 
 
-def first_stop(stops: Bool[np.ndarray, "N J"]) -> Int[np.ndarray, " N"]:
+def first_stop(stops: Bool[np.ndarray, "N D"]) -> Int[np.ndarray, " N"]:
     """The first exit at which each sample stops; the last exit, K - 1, where none does."""
     exits: Int[np.ndarray, " N"] = np.where(stops.any(axis=1), stops.argmax(axis=1), stops.shape[1])
     return exits

@@ -20,9 +20,9 @@ from jaxtyping import Bool, Float
 from ..errors import InputError
 from ..trace import Trace
 from .baselines import Threshold, common_cut, exit_cuts
+from .family import solver
 from .gain import GainRule, frugal
 from .posterior import expected_losses
-from .price import Family, solve_at
 from .randomised import RandomisedFit, Start
 from .regression import FOLDS, Function, Regression, bases, shuffled
 from .rule import Origin, Rule, first_stop
@@ -35,19 +35,13 @@ _FEW = 5_000
 """Samples that rules of few parameters are fitted on."""
 
 
-def snell(
-    trace: Trace,
-    *,
-    price: float | None = None,
-    budget: float | None = None,
-    features: Sequence[str] | None = None,
-    seed: int = 0,
-) -> Rule:
+@solver
+def snell(trace: Trace, *, features: Sequence[str] | None = None, seed: int = 0) -> Callable[[float], Rule]:
     """The solved rule: the least mean of loss + price x cost that the observations allow.
 
     Args:
         trace: the fit split; the rule is to be judged on another.
-        price, budget: as in `solve_at`; exactly one.
+        price, budget: one of them for that rule, neither for the family; see `solver`.
         features: observations to decide on. If none are named, margin, entropy and streak where the trace has them: the
             others of `observe.FEATURES` say little more, and every feature is time on the clock at each look. All there
             are where it has not, as on a trace without a network.
@@ -56,11 +50,6 @@ def snell(
     Raises:
         InputError: fewer than 50 samples, or a feature that the trace lacks.
     """
-    return solve_at(trace, snell_family(trace, features=features, seed=seed), price=price, budget=budget)
-
-
-def snell_family(trace: Trace, *, features: Sequence[str] | None = None, seed: int = 0) -> Family:
-    """`snell` at any price, the trace made ready once."""
     if len(trace) < 10 * FOLDS:
         raise InputError(f"{len(trace)} samples are too few to solve on; {10 * FOLDS} is the least")
     return _Solver(trace, tuple(features or frugal(trace)), seed).at
@@ -146,7 +135,7 @@ class _Solver:
         seen = self.seen[: self.few]
         return min(sides, key=lambda side: common_cut(seen[:, :, side[0]] * (-1 if side[1] else 1), values)[1])
 
-    def _threshold(self, start: Start, score: Array, values: Array, cuts: Float[Array, "G J"]) -> Candidate:
+    def _threshold(self, start: Start, score: Array, values: Array, cuts: Float[Array, "G D"]) -> Candidate:
         """Thresholds on the screened feature; row 0 of the cuts is of all of the few samples."""
         build = lambda origin: Threshold(  # noqa: E731 - a candidate is a value and what builds it
             origin, self.features[start.feature], torch.from_numpy(-cuts[0] if start.below else cuts[0]), start.below

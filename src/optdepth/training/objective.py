@@ -71,7 +71,7 @@ class Objective(nn.Module):
         depths = [exit.depth / network.exits[-1].depth for exit in network.exits]
         self.halting = HaltingHead(depths) if "halting" in loss.needs else None
         # Of the rule solved last. The rule itself is a module, and would go into checkpoints.
-        self.stops: Callable[[Trace], Bool[np.ndarray, "n J"]] | None = None
+        self.stops: Callable[[Trace], Bool[np.ndarray, "n D"]] | None = None
 
     def solve(self, logits: list[Float[Tensor, "n classes"]], targets: Tensor, price: float) -> None:
         """Solve the rule anew, for these answers of the network as it is, at a price in the loss's unit."""
