@@ -32,14 +32,14 @@ class Recall:
     def _holds(self, k: int, j: int) -> bool:
         return self.windows[k][0] <= j <= self.windows[k][1]
 
-    def remember(self, k: int, logits: Float[Tensor, "n C"], memory: Memory) -> Memory:
+    def remember(self, k: int, logits: Float[Tensor, "n ..."], memory: Memory) -> Memory:
         """What to carry on from exit k, for the samples that go on: distributions that a deeper exit may answer by."""
         held = {f"{j}": memory[f"{j}"] for j in range(k) if self.wanted[j] > k}
         if self.wanted[k] > k:
             held[f"{k}"] = logits.float().softmax(-1)
         return held
 
-    def answer(self, k: int, logits: Float[Tensor, "n C"], memory: Memory) -> Float[Tensor, "n C"]:
+    def answer(self, k: int, logits: Float[Tensor, "n ..."], memory: Memory) -> Float[Tensor, "n ..."]:
         """The logits to answer with at exit k: its own, or the logarithm of the pooled distribution.
 
         Args:

@@ -13,7 +13,7 @@ from ..errors import InputError
 
 Array = NDArray[Any]
 
-Inputs = Any
+Inputs = Array | tuple[Array, ...] | list[Array] | Mapping[str, Array]
 """One array, or a tuple or dict of arrays, the batch first in each."""
 
 

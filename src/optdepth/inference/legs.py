@@ -15,7 +15,7 @@ from ..recall import Recall
 from ..stopping.rule import FixedDepth, Rule
 from .look import Look
 
-Outcome = tuple[State, Float[Tensor, "n C"] | None, Bool[Tensor, " n"] | None, Memory, Memory]
+Outcome = tuple[State, Float[Tensor, "n ..."] | None, Bool[Tensor, " n"] | None, Memory, Memory]
 """What comes out of a leg: the state; the answers at its exit, None where it does not look; who stops there, None where
 none or all do; what the observer and what later answers remember."""
 
@@ -49,7 +49,7 @@ class Leg(nn.Module):
             before, state = state, stage(state)
         return before, state
 
-    def head(self, state: State) -> Float[Tensor, "n C"]:
+    def head(self, state: State) -> Float[Tensor, "n ..."]:
         """The exit's logits."""
         logits: Tensor = self._heads[0](state)
         return logits

@@ -88,12 +88,12 @@ class StagedNetwork(nn.Module):
         """The state after stage k (0-based), from the state before it."""
         return self.stages[k](state)
 
-    def answer(self, state: State, k: int) -> Float[Tensor, "n classes"]:
+    def answer(self, state: State, k: int) -> Float[Tensor, "n ..."]:
         """The logits of exit k (0-based), from the state after stage k."""
         logits: Tensor = self.heads[k](state)
         return logits
 
-    def forward(self, inputs: Inputs) -> list[Float[Tensor, "n classes"]]:
+    def forward(self, inputs: Inputs) -> list[Float[Tensor, "n ..."]]:
         """The logits of every exit, first to last."""
         state, logits = self.start(inputs), []
         for k in range(len(self.exits)):
@@ -101,7 +101,7 @@ class StagedNetwork(nn.Module):
             logits.append(self.answer(state, k))
         return logits
 
-    def full(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
+    def full(self, inputs: Inputs) -> Float[Tensor, "n ..."]:
         """The last exit's logits alone: what the network without exits computes."""
         state = self.start(inputs)
         for stage in self.stages:
