@@ -15,6 +15,7 @@ from torch import Tensor
 from depth_loss_bands import Swept, ahead
 from figures import provenance
 from optdepth.recall import Windows, best_recall
+from optdepth.runs import Run
 from optdepth.stopping.bounds import gap
 from optdepth.stopping.evaluate import Evaluation, evaluate
 from optdepth.stopping.family import Family
@@ -27,7 +28,6 @@ from optdepth.stopping.rule import FixedDepth, Origin, Rule
 from optdepth.stopping.snell import snell
 from optdepth.trace import Trace
 from optdepth.training.loop import RECORD
-from optdepth.workflow import Run
 
 PRICES = (0.001, 0.0032, *np.geomspace(0.01, 1.0, 13).round(4).tolist())
 """Loss that one full pass is worth. The two lowest fill the frontier up to the cost of the whole network."""
@@ -50,7 +50,8 @@ class Recording:
 
     def looks(self, exits: Sequence[int], recall: Windows = ()) -> Trace:
         """As a network with only these exits records it: patience counts agreements between the exits looked at."""
-        costs, where = keep(self.trace, exits).costs, {"source": self.trace.source, "rows": self.trace.rows}
+        costs = keep(self.trace, exits).costs
+        where = {name: getattr(self.trace, name) for name in ("source", "rows", "identity")}
         return Trace.from_logits(self.logits[:, list(exits)], self.labels, costs, recall=recall, **where)
 
 

@@ -171,8 +171,7 @@ def traced(network: od.StagedNetwork, data: od.TensorData, split: str, costs: od
     path = folder / "traces" / f"{split}.safetensors"
     if path.is_file() and (trace := Trace.load(path)).network == network.fingerprint():
         return trace
-    held = data.splits[split]
-    trace = od.record(network, data.batches(split, 64), costs, source=held.source, rows=held.rows)
+    trace = od.record(network, data.batches(split, 64), costs)
     trace.save(path)
     return trace
 

@@ -25,8 +25,10 @@ from figures import RESULTS, made_by, provenance, save, table_row
 from optdepth.errors import InputError
 from optdepth.flows import save_figure
 from optdepth.inference.clock import times
+from optdepth.inference.decoding import token_flops
 from optdepth.palette import BLUE, ORANGE
 from optdepth.progress import shown_steps
+from optdepth.stopping.evaluate import Evaluation
 from optdepth.stopping.frontier import Frontier
 from optdepth.stopping.methods import method_of
 from optdepth.stopping.rule import FixedDepth, Origin
@@ -133,9 +135,8 @@ def judged(
 ) -> dict[str, Any]:
     """Every rule at one price and over all prices, as it decodes the test split; three of them on the clock."""
     prompts = data.splits["test"].inputs["input_ids"]
-    costs = od.token_flops(model, network, prompts[:4]).relative()
-    held = data.splits["fit"]
-    fit = od.record(network, data.batches("fit", 64), costs, each="token", source=held.source, rows=held.rows)
+    costs = token_flops(model, network, prompts[:4]).relative()
+    fit = od.record(network, data.batches("fit", 64), costs, each="token")
     targets = data.splits["test"].labels[:JUDGING]
     test = od.record(network, [({"input_ids": prompts[:JUDGING]}, targets)], costs, each="token")
     texts = torch.cat([prompts[:JUDGING], targets[:, -1:]], dim=1)
@@ -184,7 +185,7 @@ def swept(
     name: str,
     family: od.Family[od.Rule],
     texts: Tensor,
-    full: od.Evaluation,
+    full: Evaluation,
 ) -> dict[str, Any]:
     """Accuracy and cost of a method at every price, and the cost at which it gives up so much accuracy."""
     prices = shown_steps(PRICES, f"following by {name}")

@@ -89,7 +89,7 @@ def test_samples_that_fitted_may_not_judge(splits: tuple[Trace, Trace]) -> None:
     rule = confidence(fit, price=0.1)
     with pytest.raises(InputError, match="4000 samples are in both fit and test"):
         dual(rule, fit, fit, price=0.1)
-    with pytest.raises(InputError, match="the test samples fitted the rule"):
+    with pytest.raises(InputError, match="4,000 of these samples fitted the rule"):
         dual(confidence(test, price=0.1), fit, test, price=0.1)
     with pytest.raises(InputError, match="decides between 8 exits, but here are 3"):
         gap(rule, fit, noisy_trace(50, exits=3), price=0.1)

@@ -72,6 +72,49 @@ def test_of_500_certificates_at_90_percent_few_enough_are_wrong_and_none_needles
     assert 0.5 * (cuts.mean() - known) <= 0.045
 
 
+def test_30_samples_told_20_times_are_30_samples_and_keep_the_promise() -> None:
+    tiled, rules, bound = np.tile(np.arange(30), 20), RULES[::5], 0.15
+    risk_at = RISKS["loss"]
+    broken = {"told": 0, "selected": 0, "believed": 0}
+    for seed in range(300):
+        thirty = draw("wrong", 30, seed)
+        told = Trace(thirty.losses[tiled], thirty.observations[tiled], COSTS, ("score",))
+        believed = replace(told, identity=np.arange(600))  # as if they were 600 samples
+        for how, trace in (("told", told), ("selected", thirty.select(tiled)), ("believed", believed)):
+            found = certify(rules, trace, risk=bound, confidence=0.9)
+            assert (found.samples, found.duplicates) == ((600, 0) if how == "believed" else (30, 570))
+            broken[how] += risk_at(cut_of(found)) > bound
+    few = binom.ppf(0.999, 300, 0.1)
+    assert broken["told"] == broken["selected"] <= few < broken["believed"]
+
+
+def test_what_is_not_evidence_of_its_own_is_left_out_counted_and_named() -> None:
+    half, other = draw("wrong", 400, 0), draw("wrong", 600, 1)
+    content = np.concatenate([half.identity, half.identity[:100], other.identity[:300], other.identity[:50]])
+    losses = np.concatenate([half.losses, half.losses[:100], other.losses[:300], other.losses[:50]])
+    seen = np.concatenate(
+        [half.observations, half.observations[:100], other.observations[:300], other.observations[:50]]
+    )
+    whole = Trace(losses, seen, COSTS, ("score",), source="data", rows=np.arange(850), identity=content)
+    fit, hold = whole.select(np.arange(400)), whole.select(np.arange(400, 850))
+    assert fit.overlap(hold) == 0
+    rules = [Threshold(Origin.of(fit), "score", torch.tensor([cut])) for cut in CUTS]
+    found = certify(rules, hold, risk=0.2, confidence=0.9)
+    assert (found.samples, found.duplicates) == (300, 150)
+    assert "on 300 samples (150 duplicates left out)" in str(found)
+    alone = certify(rules, hold.select(np.arange(100, 400)), risk=0.2, confidence=0.9)
+    assert (alone.samples, alone.duplicates, alone.digest) == (300, 0, found.digest)
+    assert (alone.promises, alone.cost) == (found.promises, found.cost)
+    assert "duplicates" not in str(alone)
+    failed = certify(rules, hold, risk=0.0, confidence=0.9)
+    assert not failed.certified
+    assert "nothing is certified: 300 samples (150 duplicates left out) do not show" in str(failed)
+    with pytest.raises(InputError, match="all 100 samples have the content of samples that fitted the rules"):
+        certify(rules, hold.select(np.arange(100)), risk=0.2, confidence=0.9)
+    with pytest.raises(InputError, match="1 of these samples fitted the rule"):
+        certify(rules, whole.select(np.arange(399, 850)), risk=0.2, confidence=0.9)
+
+
 @pytest.mark.parametrize("broken", ["excess", "disagreement"])
 def test_of_two_promises_with_one_confidence_a_rule_that_breaks_either_passes_no_oftener_than_it_may(
     broken: Measure,

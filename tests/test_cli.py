@@ -14,8 +14,8 @@ from PIL import Image
 from optdepth.cli import main
 from optdepth.export.runtime import Runtime
 from optdepth.networks import load_network
+from optdepth.runs import Run
 from optdepth.stopping.evaluate import evaluate as judged
-from optdepth.workflow import Run
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -103,7 +103,7 @@ def test_export_writes_a_bundle_that_is_served(cli: Cli, run: Path, tmp_path: Pa
     assert result["takes"] == "float32 (n, 1, 8, 8)"
     images = np.concatenate([batch.numpy() for batch, _ in Run(run).data().batches("test")])
     found, rule = Runtime(bundle)(images), Run(run).rules()["confidence"]
-    unlike = found.exit != rule.stopped_at(Run(run).trace("test"))
+    unlike = found.exit != rule.stopped_at(Run(run).traces()["test"])
     assert unlike.sum() <= 1  # a score at the threshold, rounded otherwise
     assert json.loads((run / "run.json").read_text())["commands"][-1].startswith("optdepth export")
     refused(cli("export", run, "--rule", "magic", "--out", bundle), "no rule 'magic'", "confidence")
@@ -118,7 +118,7 @@ def test_the_rule_exported_unless_told_otherwise_looks_only_where_it_pays(cli: C
     rule, served = Run(run).rules()["placed"], Runtime(tmp_path / "bundle")
     assert len(served.graphs) == sum(rule.looks) < len(rule.looks)
     images = np.concatenate([batch.numpy() for batch, _ in Run(run).data().batches("test")])
-    assert np.array_equal(served(images).exit, rule.stopped_at(Run(run).trace("test")))
+    assert np.array_equal(served(images).exit, rule.stopped_at(Run(run).traces()["test"]))
 
 
 def test_a_certified_rule_is_a_rule_of_the_run(cli: Cli, run: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_certified_rule_is_a_rule_of_the_run(cli: Cli, run: Path) -> None:
     assert found["short"] == []
     assert found["cost"] < found["full cost"]
     here = Run(run)
-    assert judged(here.rules()["certified"], here.trace("certify")).cost == pytest.approx(found["cost"])
+    assert judged(here.rules()["certified"], here.traces()["certify"]).cost == pytest.approx(found["cost"])
     out = cli("certify", run, "--risk", 0.01, "--confidence", 0.995)[1]
     assert "with 99.5% confidence the loss above" in out
     assert "and nothing is gained" in out
@@ -215,7 +215,7 @@ def test_a_network_trained_further_refuses_its_old_rules(cli: Cli, run: Path, tm
         (["solve", "RUN", "--price", "0.1", "--method", "magic"], ["magic", "snell"]),
         (["certify", "RUN", "--risk", "2"], ["risk is 2"]),
         (["certify", "RUN", "--confidence", "95"], ["confidence is 95", "0.95 for 95%"]),
-        (["certify", "RUN/none"], ["no such file", "record the trace"]),
+        (["certify", "RUN/none"], ["no such file", "optdepth train"]),
         (["evaluate", "RUN"], ["no rules", "optdepth solve"]),
         (["evaluate", "RUN/none"], ["no such file", "optdepth train"]),
         (["export", "RUN", "--out", "NEW"], ["no rules", "optdepth solve"]),

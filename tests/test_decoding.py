@@ -285,7 +285,7 @@ def test_from_heads_to_text(tmp_path: Path) -> None:
         progress=False,
     )
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    costs = od.token_flops(model, network, texts[:4]).relative()
+    costs = token_flops(model, network, texts[:4]).relative()
     trace = od.record(network, data.batches("fit"), costs, each="token")
     decoder = Decoder(model, network, od.placed(trace, price=0.1))
     found = decoder.follow(texts[208:])

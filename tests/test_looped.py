@@ -11,6 +11,9 @@ import torch
 
 import optdepth as od
 from optdepth.errors import InputError
+from optdepth.inference.looped import looped_engine
+from optdepth.networks import looped, unrolled
+from optdepth.stopping.evaluate import Evaluation
 from optdepth.stopping.regression import Additive
 from optdepth.stopping.rule import Origin
 from optdepth.stopping.stationary import Stationary, step_cost, with_steps
@@ -22,7 +25,7 @@ PRICES = (0.01, 0.03)
 
 
 def small(steps: int = STEPS, **changes) -> od.StagedNetwork:
-    return od.looped(steps, **{"classes": 10, "channels": 1, "width": 16, "seed": 0, **changes}).eval()
+    return looped(steps, **{"classes": 10, "channels": 1, "width": 16, "seed": 0, **changes}).eval()
 
 
 class Trained:
@@ -37,7 +40,7 @@ class Trained:
         counted = od.flops(self.network, next(self.data.batches("fit", 1))[0])
         step = step_cost(counted)
         self.costs = od.Costs(counted.reach / step, counted.look / step, counted.answer / step, "steps")
-        self.recorded = od.unrolled(self.network, 4 * STEPS)
+        self.recorded = unrolled(self.network, 4 * STEPS)
         self.fit = self.record(self.recorded, "fit", with_steps(self.costs, 4 * STEPS))
 
     def record(self, network: od.StagedNetwork, split: str, costs: od.Costs, **more) -> od.Trace:
@@ -49,9 +52,9 @@ class Trained:
         return od.stationary(self.fit, price=price).rule
 
     @functools.cache  # noqa: B019
-    def judged(self, price: float) -> tuple[od.Engine, od.Trace, od.Evaluation]:
+    def judged(self, price: float) -> tuple[od.Engine, od.Trace, Evaluation]:
         """The engine without a greatest depth, and what its rule does on as long a trace of the test split."""
-        engine = od.looped_engine(self.network, self.rule(price))
+        engine = looped_engine(self.network, self.rule(price))
         test = self.record(engine.network, "test", engine.rule.origin.costs)
         return engine, test, od.evaluate(engine.rule, test)
 
@@ -74,7 +77,7 @@ def test_more_steps_are_no_more_weights(images: torch.Tensor) -> None:
     sizes = {sum(value.numel() for value in small(steps).state_dict().values()) for steps in (1, 3, 40)}
     assert len(sizes) == 1
     network = small()
-    longer = od.unrolled(network, 15)
+    longer = unrolled(network, 15)
     assert {id(p) for p in longer.parameters()} == {id(p) for p in network.parameters()}
     with torch.inference_mode():
         for short, long in zip(network(images), longer(images), strict=False):
@@ -83,7 +86,7 @@ def test_more_steps_are_no_more_weights(images: torch.Tensor) -> None:
 
 def test_saved_and_loaded_it_is_the_same(images: torch.Tensor, tmp_path: Path) -> None:
     network = small()
-    for number, part in enumerate((network, network.keep(["step2", "step6"]), od.unrolled(network, 9))):
+    for number, part in enumerate((network, network.keep(["step2", "step6"]), unrolled(network, 9))):
         part.save(tmp_path / str(number))
         back = od.load_network(tmp_path / str(number))
         assert back.fingerprint() == part.fingerprint()
@@ -106,7 +109,7 @@ def test_every_step_costs_the_same() -> None:
     convolution, head = 2 * 64 * 16 * 16 * 9, 2 * 16 * 10
     assert step_cost(costs) == 2 * convolution + head
     assert costs.reach[0] == 2 * 64 * 16 * 9 + 2 * convolution
-    longer = od.flops(od.unrolled(small(), 20), torch.zeros(2, 1, 8, 8))
+    longer = od.flops(unrolled(small(), 20), torch.zeros(2, 1, 8, 8))
     for steps in (2, 6, 20):
         more = with_steps(costs, steps)
         for part in ("reach", "look", "answer"):
@@ -133,7 +136,7 @@ def test_it_starts_steps_in_when_training_and_never_otherwise(images: torch.Tens
 
 def test_it_learns_to_answer_and_to_go_on(trained: Trained) -> None:
     """Accuracy rises over the first steps, and ten times the trained number of steps does it no harm."""
-    longer = od.unrolled(trained.network, 10 * STEPS)
+    longer = unrolled(trained.network, 10 * STEPS)
     right = 1 - trained.record(longer, "test", with_steps(trained.costs, 10 * STEPS)).losses.mean(axis=0)
     assert right[STEPS - 1] > 0.9
     assert right[STEPS - 1] > right[0] + 0.03
@@ -152,7 +155,7 @@ def test_endless_is_the_rule_on_as_long_a_trace(trained: Trained, price: float) 
 
 
 def test_it_goes_deeper_than_it_was_trained_and_recorded(trained: Trained) -> None:
-    engine = od.looped_engine(trained.network, trained.rule(0.003))
+    engine = looped_engine(trained.network, trained.rule(0.003))
     exits = torch.cat([engine(x).exit for x, _ in trained.data.batches("test")])
     assert STEPS <= exits.max() < engine.rule.limit
 
@@ -170,7 +173,7 @@ def test_the_finite_depth_report_holds_on_cross_entropy(trained: Trained) -> Non
     """One head, shared, after a 1-Lipschitz mean: no recorded step breaks what bound (C) derives from that."""
     price = 0.03
     nats = trained.record(trained.recorded, "fit", trained.fit.costs, loss=cross_entropy)
-    engine = od.looped_engine(trained.network, od.stationary(nats, price=price).rule)
+    engine = looped_engine(trained.network, od.stationary(nats, price=price).rule)
     test = trained.record(engine.network, "test", engine.rule.origin.costs, loss=cross_entropy)
     sizes = []
     with torch.inference_mode():
@@ -197,7 +200,7 @@ def never_stops(network: od.StagedNetwork, price: float) -> Stationary:
 
 def test_a_rule_that_never_stops_is_stopped_by_the_bound(images: torch.Tensor) -> None:
     network = small()
-    answer = od.looped_engine(network, never_stops(network, 0.04))(images)
+    answer = looped_engine(network, never_stops(network, 0.04))(images)
     assert (answer.exit == 25).all()  # 26 steps: the first, and 1 / 0.04 that are worth all there is to gain
     assert (answer.cost == 26).all()
 
@@ -220,9 +223,9 @@ def test_a_saved_rule_keeps_its_limit(trained: Trained, tmp_path: Path) -> None:
     rule = trained.rule(0.01)
     rule.save(tmp_path)
     images = next(trained.data.batches("test", 50))[0]
-    back = od.looped_engine(trained.network, od.Rule.load(tmp_path))
+    back = looped_engine(trained.network, od.Rule.load(tmp_path))
     assert back.rule.limit == rule.limit
-    assert torch.equal(back(images).exit, od.looped_engine(trained.network, rule)(images).exit)
+    assert torch.equal(back(images).exit, looped_engine(trained.network, rule)(images).exit)
 
 
 def test_bad_input_says_what_to_do(tmp_path: Path, trained: Trained) -> None:
@@ -235,11 +238,11 @@ def test_bad_input_says_what_to_do(tmp_path: Path, trained: Trained) -> None:
         with pytest.raises(InputError, match=said):
             small(**{"steps": STEPS, **changes})
     with pytest.raises(InputError, match="only a looped network"):
-        od.unrolled(od.resnet(8, classes=10, seed=0), 9)
+        unrolled(od.resnet(8, classes=10, seed=0), 9)
     with pytest.raises(InputError, match="steps=0"):
-        od.unrolled(small(), 0)
+        unrolled(small(), 0)
     with pytest.raises(InputError, match="was solved for network"):
-        od.looped_engine(small(seed=3), trained.rule(0.01))
+        looped_engine(small(seed=3), trained.rule(0.01))
     frozen = {"epochs": 1, "seed": 0, "out": tmp_path, "backbone": "frozen", "progress": False}
     with pytest.raises(InputError, match="share the last head has nothing to train"):
         od.train(small(), trained.data, loss=depth_loss("deep-supervision", 0.0), **frozen)

@@ -15,6 +15,7 @@ from optdepth.errors import InputError
 from optdepth.networks import Exit
 from optdepth.observe import Observer, observe
 from optdepth.stopping.baselines import tuned
+from optdepth.stopping.rule import FixedDepth
 from optdepth.tasks import token_cross_entropy, token_error
 from optdepth.training import DeepSupervision, DepthLoss, StoppingCost
 from optdepth.training.objective import Objective
@@ -160,7 +161,7 @@ def test_the_solved_rule_beats_the_best_fixed_depth_where_samples_differ(digits:
 @pytest.mark.parametrize("price", [0.02, 0.1, 0.4])
 def test_the_engine_stops_where_the_trace_says(setting: Regression | Digits, price: float) -> None:
     """Answers (n,) for diabetes, (n, 1) for the digits; whatever the batch size."""
-    fixed = [od.FixedDepth(od.snell(setting.fit, price=price).origin, k) for k in (0, 2)]
+    fixed = [FixedDepth(od.snell(setting.fit, price=price).origin, k) for k in (0, 2)]
     for rule in (od.snell(setting.fit, price=price), tuned(setting.fit, "change", price=price, below=True), *fixed):
         exits, engine = rule.stopped_at(setting.test), od.Engine(setting.network, rule)
         with torch.inference_mode():

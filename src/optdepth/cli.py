@@ -117,7 +117,8 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Trains a residual network with exits. Interrupted, the same command goes on from the last full epoch."""
-    from .workflow import Run, train_run
+    from .runs import Run
+    from .workflow import train_run
 
     try:
         history = train_run(
@@ -156,7 +157,8 @@ def record(
     as_json: AsJson = False,
 ) -> None:
     """Records losses, observations and costs at every exit, for the fit, certify and test splits."""
-    from .workflow import Run, record_run
+    from .runs import Run
+    from .workflow import record_run
 
     here = Run(run)
     traces = record_run(here, measure=costs, batch=batch, progress=not as_json)
@@ -185,8 +187,9 @@ def solve(
     as_json: AsJson = False,
 ) -> None:
     """Solves the stopping rules on the fit split, at a price or for a budget."""
+    from .runs import Run
     from .stopping.methods import METHODS
-    from .workflow import Run, solve_run
+    from .workflow import solve_run
 
     here = Run(run)
     methods = list(METHODS) if method == "all" else [method]
@@ -219,7 +222,8 @@ def certify(
     early can be shown to keep the promise, the rule is the full depth, and the sentence says so, and how many samples
     would do. With `--disagreement` both promises hold at once, with the one confidence.
     """
-    from .workflow import CERTIFIED, Run, certify_run
+    from .runs import CERTIFIED, Run
+    from .workflow import certify_run
 
     here = Run(run)
     risks: dict[Literal["loss", "excess", "disagreement"], float] = {measure: risk}
@@ -236,6 +240,7 @@ def certify(
         "cost": found.cost,
         "full cost": found.full_cost,
         "samples": found.samples,
+        "duplicates": found.duplicates,
         "short": [asdict(short) for short in found.short],
         "rule": CERTIFIED,
     }
@@ -252,7 +257,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Judges every rule on the test split, from the trace, by running the engine, and on the clock."""
-    from .workflow import Run, evaluate_run
+    from .runs import Run
+    from .workflow import evaluate_run
 
     here = Run(run)
     result = evaluate_run(here, clocked=_sizes(clock), repeats=repeats, progress=not as_json)
@@ -273,7 +279,8 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Writes `report.html`: one page, self-contained, with the pictures that make the result plain to see."""
-    from .workflow import Run, report_run
+    from .runs import Run
+    from .workflow import report_run
 
     here = Run(run)
     path = report_run(here, price=price, command=_command())
@@ -331,7 +338,8 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Writes network and rule as ONNX graphs that are served without torch, and checks them against the engine."""
-    from .workflow import Run, export_run
+    from .runs import Run
+    from .workflow import export_run
 
     here = Run(run)
     bundle = export_run(here, rule=rule, out=out, progress=not as_json)
@@ -382,7 +390,8 @@ def _table(result: dict[str, Any]) -> Table:
 
     clocked = {(row["method"], row["batch"]): row["speedup"] for row in result["clock"]}
     sizes = sorted({size for _, size in clocked})
-    table = Table(title=f"{result['samples']:,} test samples; cost in {result['unit']}")
+    twice = f" ({result['duplicates']:,} with the content of samples that fitted)" if result["duplicates"] else ""
+    table = Table(title=f"{result['samples']:,} test samples{twice}; cost in {result['unit']}")
     table.add_column("rule", no_wrap=True)
     for name in ("right, %", "cost", *(f"batch {size}" for size in sizes)):
         table.add_column(name, justify="right", no_wrap=True)

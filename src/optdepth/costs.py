@@ -21,6 +21,10 @@ def flops(network: StagedNetwork, example: Inputs) -> Costs:
 
     Args:
         example: inputs of n samples, a tensor (n, ...) or a tuple or dict of such; the count is divided by n.
+
+    Example:
+        >>> od.flops(network, images).relative().full
+        1.0
     """
     counts: list[float] = []
 

@@ -12,12 +12,13 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from .batch import Inputs, check_finite, hidden
+from .batch import Inputs, check_finite, hidden, identities, token_identities
 from .errors import InputError
 from .networks import StagedNetwork
 from .networks.staged import residual_size
 from .observe import Answers
 from .recall import Windows
+from .splits import Batches
 from .tasks import PADDING, TaskLoss, losses_of
 from .trace import Costs, Trace
 
@@ -52,17 +53,26 @@ def record(
             -100 is a sample of the trace, sequence after sequence, and its loss and observations are its own.
         recall: which exits answer at each exit, as `best_recall` chooses it on the fit split; each its own if empty. It
             needs class logits, and no `loss`.
-        source, rows: where the samples come from, so that a split used twice can be told; see `Trace`. Without them
-            the content names itself.
+        source, rows: the data set that the samples come from, and their numbers in it, in the order of the batches.
+            Batches of a split know both. Without them samples are known by their content alone, as they are to every
+            other trace: the identity of a sample is that of the inputs that the network takes, `batch.identities`, and
+            of a token that of its sequence and its place.
 
     Raises:
         InputError: no samples, NaN or infinity in a batch or in the answers, a label out of range, a loss that is not
             one number a sample.
+
+    Example:
+        >>> trace = od.record(network, data.batches("fit"), od.flops(network, images).relative())
+        >>> trace.losses.shape
+        (359, 3)
     """
     if loss is None and answers != "classes":
         raise InputError(f"answers={answers!r} have no loss of their own: give loss=, (answer, target) -> (n,)")
     if loss is not None and recall:
         raise InputError("recall pools class distributions, under the 0-1 loss: leave loss= or recall= out")
+    if isinstance(batches, Batches) and not source and rows is None:
+        source, rows = batches.source, batches.rows
     training = network.training
     network.eval()
     device = next(network.parameters()).device
@@ -71,19 +81,20 @@ def record(
     seen = 0
     for inputs, targets in batches:
         check_finite(inputs, seen)
-        size = len(targets)
-        numbers = np.arange(seen, seen + size) if rows is None else rows[seen : seen + size]
+        end = seen + len(targets)
+        numbers = np.arange(seen, end) if rows is None else rows[seen:end]
         found, residuals = _every_exit(network, tree_map(lambda tensor: tensor.to(device), inputs), each)
         if each == "token":
-            found, residuals, targets, numbers = _tokens(found, residuals, targets, numbers)
-        where = {"source": source or "recorded", "rows": numbers, "network": fingerprint}
+            found, residuals, targets, numbers, known = _tokens(inputs, found, residuals, targets, numbers)
+        else:
+            known = identities(inputs)
+        where = {"source": source or "recorded", "rows": numbers, "identity": known, "network": fingerprint}
         if loss is None:
             parts.append(Trace.from_logits(found, targets, costs, residuals=residuals, recall=recall, **where))
         else:
-            lost = [losses_of(loss, found[:, k], targets).double() for k in range(found.shape[1])]
-            losses = torch.stack(lost, dim=1)
+            losses = torch.stack([losses_of(loss, answer, targets).double() for answer in found.unbind(1)], dim=1)
             parts.append(Trace.from_answers(found, losses, costs, kind=answers, residuals=residuals, **where))
-        seen += size
+        seen = end
     network.train(training)
     if not parts:
         raise InputError("no batches to record: the data are empty")
@@ -107,10 +118,10 @@ def _every_exit(network: StagedNetwork, inputs: Inputs, each: str) -> tuple[Tens
 
 
 def _tokens(
-    answers: Tensor, residuals: Tensor, targets: Tensor, rows: Int[np.ndarray, " n"]
-) -> tuple[Tensor, Tensor, Tensor, Int[np.ndarray, " m"]]:
-    """Every token that counts as a sample: answers (m, K, ...), residual sizes (m, K), targets, and row numbers that
-    tell tokens of one sequence apart.
+    inputs: Inputs, answers: Tensor, residuals: Tensor, targets: Tensor, rows: Int[np.ndarray, " n"]
+) -> tuple[Tensor, Tensor, Tensor, Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
+    """Every token that counts as a sample: answers (m, K, ...), residual sizes (m, K), targets, row numbers that tell
+    tokens of one sequence apart, and identities.
     """
     if targets.shape != (len(answers), *answers.shape[2:3]):
         raise InputError(
@@ -120,4 +131,5 @@ def _tokens(
     counts = targets != PADDING
     numbers = torch.as_tensor(rows)[:, None] * _LONGEST + torch.arange(targets.shape[1])
     found = (tensor.transpose(1, 2)[counts] for tensor in (answers, residuals))
-    return *found, targets[counts], numbers[counts].numpy()  # type: ignore[return-value]
+    known = token_identities(inputs, counts)
+    return *found, targets[counts], numbers[counts].numpy(), known  # type: ignore[return-value]

@@ -14,13 +14,15 @@ import torch
 from jaxtyping import Bool, Float, Int, Real
 from numpy.typing import ArrayLike
 
+from .batch import identities
 from .errors import InputError
 from .observe import FEATURES_OF, Answers, observe
 from .recall import Windows, checked, every_answer
+from .samples import Samples
 from .tensor_files import read_tensors, write_tensors
 
 Array = np.ndarray
-_FORMAT, _VERSION = "optdepth.trace", 2
+_FORMAT, _VERSION = "optdepth.trace", 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +34,10 @@ class Costs:
         look: (K,) cost of looking at exit k: its head, the observation, the rule.
         answer: (K,) further cost of the answer once stopped at k; 0 where looking already produced it.
         unit: the unit, for people.
+
+    Example:
+        >>> od.Costs.of([1.0, 2.0], look=0.5).paid()
+        array([1.5, 3. ])
     """
 
     reach: Float[Array, " K"]
@@ -114,11 +120,21 @@ class Trace:
         features: F names of the observation's columns.
         posterior_losses: (N, K) loss that the last exit's class distribution expects of each exit's answer. The
             realised loss without the label's noise (theory, section 10): solvers fit on it, never report on it.
-        source: where the samples come from; two traces overlap when the source is the same and rows meet.
-        rows: (N,) number of each sample in its source.
+        source: names the data set that the samples come from, all its splits; see `samples.Samples`.
+        rows: (N,) number of each sample in its source; without a source it means nothing to other traces.
+        identity: (N,) hash of each sample's own content, by which traces know a sample again: of its inputs where a
+            network was recorded; else, if not given, of its losses and observations, or of its answers. Give numbers
+            of your own, each to one sample in all your traces, where different samples may look alike, as draws from
+            few states do.
         network: fingerprint of the network recorded, empty when there is none.
         recall: which exits' answers the losses are of, where an exit does not answer by itself; see `optdepth.recall`.
         disagreement: (N, K) whether the answer at each exit is another than at the last; None where nobody can say.
+
+    Example:
+        >>> logits, classes = np.random.default_rng(0).normal(size=(100, 2, 3)), np.arange(100) % 3
+        >>> trace = od.Trace.from_logits(logits, classes, od.Costs.of([0.5, 1.0]))
+        >>> trace.n_exits, trace.features
+        (2, ('confidence', 'margin', 'entropy', 'streak', 'divergence'))
     """
 
     losses: Real[Array, "N K"]
@@ -128,6 +144,7 @@ class Trace:
     posterior_losses: Float[Array, "N K"] | None = None
     source: str = ""
     rows: Int[Array, " N"] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    identity: Int[Array, " N"] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     network: str = ""
     recall: Windows = ()
     disagreement: Bool[Array, "N K"] | None = None
@@ -153,10 +170,13 @@ class Trace:
             put("posterior_losses", posterior)
         if self.disagreement is not None:
             put("disagreement", _checked_disagreement(self.disagreement, losses.shape))
-        put("source", self.source or _digest(losses, observations))
+        given = self.identity if len(self.identity) else identities((_tensor(losses), _tensor(observations)))
+        put("identity", np.asarray(given, dtype=np.int64))
         put("rows", np.asarray(self.rows, dtype=np.int64) if len(self.rows) else np.arange(len(losses)))
-        if self.rows.shape != (len(losses),):
-            raise InputError(f"rows has shape {self.rows.shape} for {len(losses)} samples")
+        for name in ("rows", "identity"):
+            if getattr(self, name).shape != (len(losses),):
+                raise InputError(f"{name} has shape {getattr(self, name).shape} for {len(losses)} samples")
+        put("source", self.source or f"recording {_digest(self.identity, self.rows)}")
 
     @classmethod
     def from_logits(
@@ -177,7 +197,7 @@ class Trace:
             residuals: relative residual size before each exit; adds the feature `residual`.
             recall: which exits answer at each exit, as `best_recall` chooses it on the fit split; each its own
                 if empty.
-            where: `source`, `rows` and `network` of the trace.
+            where: `source`, `rows`, `identity` and `network` of the trace.
         """
         scores, right = torch.as_tensor(logits), torch.as_tensor(labels)
         if scores.ndim != 3 or right.shape != scores.shape[:1]:
@@ -224,6 +244,8 @@ class Trace:
             raise InputError(f"answers must be (N, K, ...) and losses (N, K); got {shapes}")
         _check_finite("answer", given.flatten(2).numpy() if given.ndim > 2 else given.numpy())
         seen, features = observe(given, kind, None if residuals is None else torch.as_tensor(residuals))
+        if "identity" not in where:  # of the answers alone: the same samples under another loss are the same samples
+            where["identity"] = identities(given)
         if kind == "classes" and given.ndim == 3 and "disagreement" not in where:
             where["disagreement"] = (given.argmax(-1) != given[:, -1:].argmax(-1)).numpy()
         return cls(np.asarray(losses), seen.numpy(), costs, features, **where)
@@ -246,7 +268,7 @@ class Trace:
             costs: of the exits; none when not given, and then the price to solve at is 0.
             discount: what a reward keeps of its worth from one exit to the next, in (0, 1]; or (K,) what it keeps until
                 each exit.
-            rest: `features`, `source` and `rows` of the trace.
+            rest: `features`, `source`, `rows` and `identity` of the trace.
         """
         gained = np.asarray(rewards, dtype=np.float64)
         if gained.ndim != 2:
@@ -265,6 +287,11 @@ class Trace:
     def n_exits(self) -> int:
         """K, the number of exits."""
         return int(self.losses.shape[1])
+
+    @property
+    def samples(self) -> Samples:
+        """Which samples these are."""
+        return Samples(self.source, self.rows, self.identity)
 
     def columns(self, features: Sequence[str]) -> Float[Array, "N K f"]:
         """The observations of the features named, in that order."""
@@ -288,6 +315,7 @@ class Trace:
             observations=self.observations[index],
             posterior_losses=posterior,
             rows=self.rows[index],
+            identity=self.identity[index],
             disagreement=differs,
         )
 
@@ -300,8 +328,8 @@ class Trace:
         return [self.select(order[a:b]) for a, b in itertools.pairwise(ends)]
 
     def overlap(self, other: Trace) -> int:
-        """How many samples both traces hold."""
-        return len(np.intersect1d(self.rows, other.rows)) if self.source == other.source else 0
+        """How many samples both traces hold; what makes two samples the same is said in `samples.Samples`."""
+        return self.samples.overlap(other.samples)
 
     @staticmethod
     def concat(traces: Sequence[Trace]) -> Trace:
@@ -323,12 +351,14 @@ class Trace:
             observations=np.concatenate([t.observations for t in traces]),
             posterior_losses=np.concatenate(posteriors) if len(posteriors) == len(traces) else None,
             rows=rows,
+            identity=np.concatenate([t.identity for t in traces]),
             disagreement=np.concatenate(differing) if len(differing) == len(traces) else None,
         )
 
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file, whole or not at all."""
         tensors = {"losses": self.losses, "observations": self.observations, "rows": self.rows}
+        tensors["identity"] = self.identity
         tensors |= {"reach": self.costs.reach, "look": self.costs.look, "answer": self.costs.answer}
         if self.posterior_losses is not None:
             tensors["posterior_losses"] = self.posterior_losses
@@ -353,6 +383,7 @@ class Trace:
                 posterior_losses=tensors.get("posterior_losses"),
                 source=about["source"],
                 rows=tensors["rows"],
+                identity=tensors["identity"],
                 network=about["network"],
                 recall=checked(about.get("recall", ()), tensors["losses"].shape[1]),
                 disagreement=tensors.get("disagreement"),
@@ -398,3 +429,7 @@ def _digest(*arrays: Array) -> str:
     for array in arrays:
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
+
+
+def _tensor(values: Array) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values))

@@ -1,16 +1,10 @@
-"""The steps from data to report. Each reads files and writes files in one run folder, so each can be run alone.
-
-run.json             what the run is: data, network, seed, and every command that touched it
-network/             the trained network            training.json    how it was trained
-traces/SPLIT.safetensors                            rules/NAME/      one folder a rule
-evaluation.json      rules judged on the test split report.html      the page to look at
-"""
+"""The steps from data to report. Each reads files and writes files in one run folder, so each can be run alone."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,17 +14,16 @@ import torch
 from torch import Tensor
 
 from .costs import flops
-from .data import Data, load_data
 from .errors import InputError
 from .export.onnx import Bundle, export
-from .files import read_json, write_json
 from .inference.clock import Clocked, clock
 from .inference.engine import Engine
 from .inference.timings import latency
-from .networks import StagedNetwork, load_network, resnet, transplant
+from .networks import load_network, resnet, transplant
 from .progress import shown_steps
 from .record import record
 from .report import Provenance, write_report
+from .runs import CERTIFIED, SPLITS, Run
 from .stopping.bounds import prophet
 from .stopping.certify import Certificate
 from .stopping.evaluate import Evaluation, evaluate
@@ -41,73 +34,6 @@ from .stopping.rule import FixedDepth, Origin, Rule
 from .trace import Trace
 from .training.depth_loss import depth_loss
 from .training.loop import train
-
-_FORMAT, _VERSION = "optdepth.run", 1
-_JUDGED = "optdepth.evaluation"
-SPLITS = ("fit", "certify", "test")
-CERTIFIED = "certified"
-"""Name of the rule that was certified last."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A folder that holds everything about one network on one data set."""
-
-    folder: Path
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What `run.json` says."""
-        return read_json(
-            self.folder / "run.json", format=_FORMAT, version=_VERSION, make_it="start with `optdepth train`"
-        )
-
-    def begin(self, data: str, seed: int, image_size: int | None) -> Data:
-        """The data of a new run, whose `run.json` is written once they could be read; or of the one in the folder.
-
-        Raises:
-            InputError: the folder holds a run on other data, or the data cannot be read.
-        """
-        settings = {"format": _FORMAT, "version": _VERSION, "data": data, "seed": seed, "image_size": image_size}
-        there = self.settings if (self.folder / "run.json").is_file() else settings
-        for key, value in settings.items():
-            if there.get(key) != value:
-                raise InputError(
-                    f"{self.folder} holds a run with {key} {there.get(key)!r}, not {value!r}; "
-                    "give another folder with --out, or delete this one"
-                )
-        loaded = load_data(data, seed=seed, image_size=image_size)
-        if there is settings:
-            write_json(self.folder / "run.json", settings | {"commands": []})
-        return loaded
-
-    def note(self, command: str) -> None:
-        """Adds a command line, once it has succeeded, to those that made this run."""
-        settings = self.settings
-        if command not in settings["commands"]:
-            settings["commands"].append(command)
-            write_json(self.folder / "run.json", settings)
-
-    def data(self) -> Data:
-        """The data, cut into the same splits as at training."""
-        settings = self.settings
-        return load_data(settings["data"], seed=settings["seed"], image_size=settings["image_size"])
-
-    def network(self) -> StagedNetwork:
-        """The trained network, in evaluation mode."""
-        return load_network(self.folder / "network").to(_device())
-
-    def trace(self, split: str) -> Trace:
-        """The trace of one split."""
-        return Trace.load(self.folder / "traces" / f"{split}.safetensors")
-
-    def rules(self) -> dict[str, Rule]:
-        """The rules solved so far, by name."""
-        folders = sorted(path.parent for path in (self.folder / "rules").glob("*/rule.json"))
-        if not folders:
-            raise InputError(f"no rules in {self.folder / 'rules'}; run `optdepth solve {self.folder}` first")
-        found = {folder.name.replace("-", " "): Rule.load(folder) for folder in folders}
-        return {name: found[name] for name in sorted(found, key=_order)}
 
 
 def train_run(
@@ -168,7 +94,7 @@ def record_run(run: Run, *, measure: str, batch: int, progress: bool) -> dict[st
         steps = -(-len(held) // 256)
         feed = shown_steps(data.batches(split), f"recording {split}", total=steps, shown=progress)
         traces[split] = record(network, feed, costs, source=held.source, rows=held.rows)
-        traces[split].save(run.folder / "traces" / f"{split}.safetensors")
+    run.record(traces)
     return traces
 
 
@@ -176,7 +102,7 @@ def solve_run(
     run: Run, methods: list[str], *, price: float | None, budget: float | None, progress: bool
 ) -> dict[str, Rule]:
     """Solves rules on the fit split and saves each in the run folder."""
-    fit, solvers = run.trace("fit"), {name: method_of(name).solve for name in methods}
+    fit, solvers = run.traces()["fit"], {name: method_of(name).solve for name in methods}
     rules = {}
     for name in shown_steps(methods, "solving", shown=progress):
         rules[name] = solvers[name](fit).chosen(price=price, budget=budget)
@@ -190,8 +116,8 @@ def certify_run(run: Run, *, risks: Mapping[Measure, float], confidence: float) 
     Args:
         risks: the bound on each measure; all are to hold at once.
     """
-    family = METHODS[SOLVED].solve(run.trace("fit"))
-    found = family.certified(run.trace("certify"), risk=risks, confidence=confidence)
+    traces = run.traces()
+    found = METHODS[SOLVED].solve(traces["fit"]).certified(traces["certify"], risk=risks, confidence=confidence)
     found.rule.save(run.folder / "rules" / CERTIFIED)
     return found
 
@@ -202,10 +128,10 @@ def evaluate_run(run: Run, *, clocked: list[int], repeats: int, progress: bool) 
     Args:
         clocked: batch sizes at which engines are timed; none leaves the clock out.
     """
-    data, network, test = run.data(), run.network(), run.trace("test")
-    rules = run.rules()
+    data, network, traces = run.data(), run.network(), run.traces()
+    rules, test = run.rules(), traces["test"]
     names = [exit.name for exit in network.exits]
-    origin = Origin.of(run.trace("fit"))
+    origin = Origin.of(traces["fit"])
     fixed = {f"fixed {name}": FixedDepth(origin, k) for k, name in enumerate(names[:-1])}
     everything = {"full network": FixedDepth(origin, len(names) - 1), **fixed, **rules}
     device = next(network.parameters()).device
@@ -217,7 +143,14 @@ def evaluate_run(run: Run, *, clocked: list[int], repeats: int, progress: bool) 
         if name in rules:
             row["engine exits unlike the trace's"] = _differences(Engine(network, rule), inputs, found)
         rows.append(row)
-    result: dict[str, Any] = {"samples": len(test), "unit": test.costs.unit, "exits": names, "rows": rows}
+    twice = test.samples.duplicates(traces["fit"].samples)
+    result: dict[str, Any] = {
+        "samples": len(test),
+        "duplicates": twice,
+        "unit": test.costs.unit,
+        "exits": names,
+        "rows": rows,
+    }
     prices = sorted({rule.origin.price for rule in rules.values() if rule.origin.price is not None})
     result["prophet"] = [{"price": price, **asdict(prophet(test, price=price))} for price in prices]
     result["clock"] = []
@@ -233,7 +166,7 @@ def evaluate_run(run: Run, *, clocked: list[int], repeats: int, progress: bool) 
         result["clock"] = [asdict(row) for row in timed]
         result["threads"] = torch.get_num_threads()
     result["versions"] = versions()
-    write_json(run.folder / "evaluation.json", {"format": _JUDGED, "version": 1, **result})
+    run.judge(result, test)
     return result
 
 
@@ -278,14 +211,6 @@ def _training(run: Run) -> dict[str, Any]:
     return json.loads(path.read_text())["settings"] if path.is_file() else {}
 
 
-def _order(name: str) -> int:
-    return list(METHODS).index(name) if name in METHODS else len(METHODS)
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def report_run(run: Run, *, price: float | None, command: str) -> Path:
     """Writes `report.html`, with every method solved at one price.
 
@@ -293,17 +218,15 @@ def report_run(run: Run, *, price: float | None, command: str) -> Path:
         price: that one; without it, the price of the solved rule in the run folder.
         command: that writes the page, which names it after those that made the run.
     """
-    data, network, fit = run.data(), run.network(), run.trace("fit")
+    data, network, traces = run.data(), run.network(), run.traces()
+    fit, test = traces["fit"], traces["test"]
     if price is None:
         solved = run.rules().get(SOLVED)
         if solved is None or solved.origin.price is None:
             raise InputError(f"{run.folder} holds no rule {SOLVED!r} to take a price from; solve it, or give --price")
         price = solved.origin.price
     held = data.splits["test"]
-    timings = []
-    if (run.folder / "evaluation.json").is_file():
-        judged = read_json(run.folder / "evaluation.json", format=_JUDGED, version=1, make_it="evaluate the run again")
-        timings = [Clocked(**row) for row in judged["clock"]]
+    judged = run.judged(test)
     settings = run.settings
     path = run.folder / "report.html"
     write_report(
@@ -311,15 +234,15 @@ def report_run(run: Run, *, price: float | None, command: str) -> Path:
         title=f"How deep is deep enough? {data.name} with {len(network.exits)} exits",
         names=[exit.name for exit in network.exits],
         fit=fit,
-        test=run.trace("test"),
+        test=test,
         rules={name: method.solve(fit).at(price) for name, method in METHODS.items()},
         price=price,
-        certify=run.trace("certify"),
+        certify=traces["certify"],
         made=Provenance(
             list(dict.fromkeys([*settings["commands"], command])), versions(), {"run": settings["seed"]}, _training(run)
         ),
         images=held.image,
         labels=[data.classes[label] for label in held.labels],
-        clock=timings,
+        clock=[Clocked(**row) for row in judged["clock"]] if judged else [],
     )
     return path

@@ -4,7 +4,7 @@ The boundary is solved, not guessed. The flow is recorded on its grid of exits l
 induction (`snell`) fits there what stopping costs against what going on does; `Boundary` is that rule at all times
 between.
 
-    network = od.neural_ode(16, classes=10, channels=1, seed=0)
+    network = neural_ode(16, classes=10, channels=1, seed=0)
     ... train, then
     trace = od.record(network, data.batches("fit"), costs)
     rule = od.snell(trace, price=0.05, features=("margin", "entropy"))
@@ -64,6 +64,14 @@ class FlowEngine:
 
     Raises:
         InputError: another network, one that is no neural ODE, or a rule that is no boundary.
+
+    Example:
+        >>> from optdepth.networks import neural_ode
+        >>> flow = neural_ode(4, classes=10, channels=1, width=4, seed=0).eval()
+        >>> recorded = od.record(flow, data.batches("fit"), od.flops(flow, images).relative())
+        >>> rule = od.snell(recorded, price=0.1, features=("margin",))
+        >>> od.FlowEngine(flow, rule)(images).time.shape
+        torch.Size([64])
     """
 
     def __init__(self, network: StagedNetwork, rule: Rule) -> None:

@@ -74,6 +74,18 @@ class Decoder:
     Raises:
         InputError: a network of another model or cut elsewhere than behind its layers, or a rule that was solved for
             another network, or that answers by recall.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=50, **sizes)).eval()
+        >>> prompt = torch.tensor([[1, 2, 3]])
+        >>> staged = od.stage(model, example={"input_ids": prompt}, exits="all", head="token")
+        >>> tokens = torch.randint(50, (8, 9), generator=torch.Generator().manual_seed(0))
+        >>> batches = [({"input_ids": tokens[:, :-1]}, tokens[:, 1:])]
+        >>> recorded = od.record(staged, batches, od.Costs.of([0.5, 1.0]), each="token")
+        >>> od.Decoder(model, staged, od.snell(recorded, price=0.0)).generate(prompt, 5).tokens.shape
+        torch.Size([1, 5])
     """
 
     def __init__(self, model: nn.Module, network: StagedNetwork, rule: Rule) -> None:

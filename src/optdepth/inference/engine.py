@@ -67,6 +67,11 @@ class Engine:
 
     Raises:
         InputError: the rule was solved for another network, or sizes that do not rise from 1 on.
+
+    Example:
+        >>> answer = od.Engine(network, od.placed(fit, price=0.05))(images)
+        >>> answer.logits.shape, answer.exit.shape, answer.cost.shape
+        (torch.Size([64, 10]), torch.Size([64]), torch.Size([64]))
     """
 
     def __init__(

@@ -69,6 +69,11 @@ def stream(
 
     Raises:
         InputError: a batch below 1, a capacity below the batch, or a negative delay.
+
+    Example:
+        >>> answers = od.stream(od.Engine(network, od.placed(fit, price=0.05)), iter(images), batch=16, ordered=True)
+        >>> [answer.index for answer in answers][:3]
+        [0, 1, 2]
     """
     waiting = len(engine.network.exits) * batch if capacity is None else capacity
     if batch < 1 or waiting < batch:

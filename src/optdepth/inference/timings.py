@@ -48,6 +48,10 @@ class Timings:
             exit the head alone.
         gathers: (K, S) of gathering so many samples of the state after stage k out of a batch twice as large.
         threads: of torch while it was timed.
+
+    Example:
+        >>> timings = od.Timings.measure(network, images, sizes=(1, 16), repeats=1)
+        >>> engine = od.Engine(network, od.placed(fit, price=0.05), timings=timings)
     """
 
     network: str
@@ -168,6 +172,10 @@ def latency(
         example: inputs of n samples, on the network's device.
         features: that the rule to be solved will read.
         repeats: passes timed, of which the median counts.
+
+    Example:
+        >>> od.latency(network, images[:8], repeats=1).unit
+        'ms a sample at batch 8, ...
     """
     batch = len(hidden(example))
     return Timings.measure(network, example, features=features, sizes=(batch,), repeats=repeats).costs(batch)

@@ -57,6 +57,12 @@ class StagedNetwork(nn.Module):
 
     Raises:
         InputError: no stage, lengths that differ, names given twice, or depths that fall.
+
+    Example:
+        >>> [exit.name for exit in network.exits]
+        ['stage1.block1', 'stage2.block1', 'stage3.block1']
+        >>> [tuple(logits.shape) for logits in network(images)]
+        [(64, 10), (64, 10), (64, 10)]
     """
 
     def __init__(
@@ -172,6 +178,11 @@ def load_network(folder: str | Path, *, model: nn.Module | None = None, example:
     Raises:
         InputError: no such folder, another format or version, damaged or mixed-up files, or a model that is missing,
             not needed, or another one.
+
+    Example:
+        >>> network.save("network")
+        >>> bool((od.load_network("network").full(images) == network.full(images)).all())
+        True
     """
     folder, again = Path(folder), "train or save the network again"
     header = read_json(folder / HEADER, format=FORMAT, version=VERSION, make_it=again)

@@ -53,19 +53,35 @@ class Threshold(Rule):
 
 @solver
 def confidence(trace: Trace, *, per_exit: bool = False) -> Callable[[float], Threshold]:
-    """Stops once the most likely class is likely enough (the rule of BranchyNet, MSDNet and CALM); see `tuned`."""
+    """Stops once the most likely class is likely enough (the rule of BranchyNet, MSDNet and CALM); see `tuned`.
+
+    Example:
+        >>> rule = od.confidence(fit).within(0.8)
+        >>> od.evaluate(rule, test).cost < 0.9
+        True
+    """
     return tuned(trace, "confidence", per_exit=per_exit).solve
 
 
 @solver
 def entropy(trace: Trace, *, per_exit: bool = False) -> Callable[[float], Threshold]:
-    """Stops once the class distribution is sharp enough (the rule of DeeBERT); see `tuned`."""
+    """Stops once the class distribution is sharp enough (the rule of DeeBERT); see `tuned`.
+
+    Example:
+        >>> od.entropy(fit, price=0.05).below
+        True
+    """
     return tuned(trace, "entropy", below=True, per_exit=per_exit).solve
 
 
 @solver
 def patience(trace: Trace, *, per_exit: bool = False) -> Callable[[float], Threshold]:
-    """Stops once enough exits in a row agree (the rule of PABEE); see `tuned`."""
+    """Stops once enough exits in a row agree (the rule of PABEE); see `tuned`.
+
+    Example:
+        >>> od.patience(fit, price=0.05).features
+        ('streak',)
+    """
     return tuned(trace, "streak", per_exit=per_exit).solve
 
 

@@ -12,7 +12,7 @@ say (the intersection-union test; Berger 1982, Technometrics 24, 295-300).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import chain
@@ -20,10 +20,11 @@ from math import ceil, floor, log10
 
 import numpy as np
 
+from ..errors import InputError
 from ..trace import Trace
 from .evaluate import Evaluation, evaluate
 from .risks import MEANING, Measure, RiskTest, measured
-from .rule import FixedDepth, Origin, Rule, samples_digest
+from .rule import FixedDepth, Origin, Rule
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,9 @@ class Certificate:
         certified: whether the promises hold; False when not even the full network's risk could be shown to be within
             its bound.
         cost, full_cost: mean cost of the rule on the samples, and of the full network, in the trace's unit.
-        samples: how many.
+        samples: how many were tested on, no two of the same content.
+        duplicates: how many more there were, whose content fitted a rule or was among those tested on already: no
+            evidence of their own, and left out.
         digest: names the samples.
         tested: how many rules were tested.
         short: where nothing was gained, why the first rule that failed did, by the bounds that it failed; else empty.
@@ -110,6 +113,7 @@ class Certificate:
     cost: float
     full_cost: float
     samples: int
+    duplicates: int
     digest: str
     tested: int
     short: tuple[Shortfall, ...]
@@ -120,7 +124,8 @@ class Certificate:
         return self.certified and _cheaper(self.cost, self.full_cost)
 
     def __str__(self) -> str:
-        on, sure = f"{self.samples:,} samples", f"with {percent(self.confidence)} confidence"
+        on = f"{self.samples:,} samples" + (f" ({self.duplicates:,} duplicates left out)" if self.duplicates else "")
+        sure = f"with {percent(self.confidence)} confidence"
         if not self.certified:
             (loss,) = self.short
             return (
@@ -156,6 +161,9 @@ def certify(
     every bound asked for. Losses that are all 0 or 1 are taken for a 0-1 loss and tested as a coin's tosses, exactly,
     as disagreement is; others by `betting_p`.
 
+    A sample counts once: one with the content of an earlier sample, or of one that fitted a rule, is left out. Those
+    are duplicates in the data. Samples that themselves fitted a rule are refused; `samples.Samples` tells them apart.
+
     Args:
         rules: from the one that stops least to the most eager, in an order that the trace had no part in.
         trace: samples that fitted nothing, drawn independently from the law that the promise is for; losses in [0, 1].
@@ -168,11 +176,12 @@ def certify(
 
     Raises:
         InputError: a risk, confidence or measure that is none; losses outside [0, 1]; disagreement asked of a trace
-            that does not tell it; samples that fitted a rule.
+            that does not tell it; samples that fitted a rule, or none that is left.
     """
+    rules, given = list(rules), len(trace)
+    trace = _independent(trace, rules)
     tests = RiskTest.of(trace, risk, confidence, measure)
     full = FixedDepth(Origin(trace.costs, trace.network, recall=trace.recall), trace.n_exits - 1)
-    alone = (full, evaluate(full, trace))
     order = np.random.default_rng(seed).permutation(len(trace))
     passed: list[tuple[Rule, Evaluation]] = []
     tested = 0
@@ -187,7 +196,7 @@ def certify(
         if failed:
             break
         passed.append((rule, found))
-    rule, found = min(passed, key=lambda pair: pair[1].cost, default=alone)
+    rule, found = min(passed, key=lambda pair: pair[1].cost, default=(full, evaluate(full, trace)))
     cheaper = _cheaper(found.cost, trace.costs.full)
     means = {test: float(measured(test.measure, found.stopped_at, trace).mean()) for test in tests}
     return Certificate(
@@ -198,10 +207,22 @@ def certify(
         cost=found.cost,
         full_cost=trace.costs.full,
         samples=len(trace),
-        digest=samples_digest(trace),
+        duplicates=given - len(trace),
+        digest=trace.samples.digest,
         tested=tested,
         short=tuple(Shortfall.of(test, each) for test, each in failed if not cheaper),
     )
+
+
+def _independent(trace: Trace, rules: Sequence[Rule]) -> Trace:
+    """The samples that are evidence about all of the rules, each content once."""
+    origins = {id(rule.origin.fitted_on.identity): rule.origin for rule in rules}.values()  # most have one in common
+    for origin in origins:
+        origin.check_unused(trace)
+    fresh = trace.samples.fresh(*(origin.fitted_on for origin in origins))
+    if not fresh.any():
+        raise InputError(f"all {len(trace):,} samples have the content of samples that fitted the rules: record others")
+    return trace if fresh.all() else trace.select(fresh)
 
 
 def percent(share: float) -> str:

@@ -45,6 +45,13 @@ class Family(Generic[R_co]):
     Attributes:
         trace: the fit split.
         solve: the rule at a price >= 0; its mean cost falls as the price rises.
+
+    Example:
+        >>> family = od.placed(fit)
+        >>> family.at(0.05).origin.price
+        0.05
+        >>> family.certified(certify, risk=0.05, confidence=0.9, measure="excess").certified
+        True
     """
 
     trace: Trace
@@ -148,7 +155,7 @@ class Family(Generic[R_co]):
         if shared := self.trace.overlap(trace):
             raise InputError(
                 f"{shared} of these {len(trace)} samples fitted the family, so they can neither certify nor judge it: "
-                "take others, as Trace.split makes them"
+                f"take others, as Trace.split makes them (they are the same {self.trace.samples.alike(trace.samples)})"
             )
 
     def ladder(self, *, risk: float | Mapping[Measure, float], measure: Measure | None = None) -> list[R_co]:

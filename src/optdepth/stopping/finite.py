@@ -190,6 +190,11 @@ def finite_depth(
     Raises:
         InputError: a price that is not positive or not the rule's own, a loss below `least_loss`, or sizes or a norm
             that cannot be.
+
+    Example:
+        >>> found = od.finite_depth(test, od.snell(fit, price=0.05), price=0.05)
+        >>> found.expected.cost <= found.expected.bound + 3 * found.expected.error
+        True
     """
     if not (np.isfinite(price) and price > 0):
         raise InputError(f"price is {price:g}; where depth costs nothing no depth is too deep: give a price > 0")

@@ -82,6 +82,11 @@ def placed(
 
     Raises:
         InputError: a feature with a history, or what `place` and `snell` raise.
+
+    Example:
+        >>> rule = od.placed(fit, price=0.05)
+        >>> rule.looks[-1]
+        True
     """
     if features is None:
         features = ("margin",) if "margin" in trace.features else [f for f in trace.features if f not in HISTORY]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -17,11 +16,14 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..files import read_json, write_json
 from ..recall import Windows, checked
+from ..samples import Samples
 from ..tensor_files import read_tensors, write_tensors
 from ..trace import Costs, Trace
 from .kinds import enrol
 
-_FORMAT, _VERSION = "optdepth.rule", 3
+_FORMAT, _VERSION = "optdepth.rule", 4
+_ROWS, _IDENTITY = "fitted_on.rows", "fitted_on.identity"
+"""Names of what fitted the rule, among its tensors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,14 +34,14 @@ class Origin:
         costs: of the exits, in whose unit the price is.
         network: fingerprint of the network recorded; empty for a trace without one.
         price: loss that one unit of cost is worth; None for a rule that no price was needed for.
-        fitted_on: digest of the samples that fitted the rule.
+        fitted_on: the samples that fitted the rule, and so may not judge it; none for a rule made by hand.
         recall: which exits answer at each exit; see `optdepth.recall`.
     """
 
     costs: Costs
     network: str = ""
     price: float | None = None
-    fitted_on: str = ""
+    fitted_on: Samples = field(default_factory=Samples)
     recall: Windows = ()
 
     def __post_init__(self) -> None:
@@ -48,7 +50,15 @@ class Origin:
     @classmethod
     def of(cls, trace: Trace, price: float | None = None) -> Self:
         """The origin of a rule that this trace fits at this price."""
-        return cls(trace.costs, trace.network, price, samples_digest(trace), trace.recall)
+        return cls(trace.costs, trace.network, price, trace.samples, trace.recall)
+
+    def check_unused(self, trace: Trace) -> None:
+        """Refuses to be judged by samples that fitted the rule."""
+        if shared := self.fitted_on.overlap(trace.samples):
+            raise InputError(
+                f"{shared:,} of these samples fitted the rule, so they cannot judge it; judge it on another split "
+                f"(they are the same {self.fitted_on.alike(trace.samples)})"
+            )
 
 
 class Rule(nn.Module, ABC):
@@ -56,6 +66,11 @@ class Rule(nn.Module, ABC):
 
     A rule is small, holds its numbers as buffers (so `.to(device)` moves it), and decides for a batch at a time. The
     last exit always stops and is never asked.
+
+    Example:
+        >>> od.placed(fit, price=0.05).save("rule")
+        >>> od.Rule.load("rule").origin.price
+        0.05
     """
 
     kinds: ClassVar[dict[str, type[Rule]]] = {}
@@ -123,11 +138,14 @@ class Rule(nn.Module, ABC):
         arguments = self.arguments()
         tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
         plain = {name: value for name, value in arguments.items() if name not in tensors}
-        origin = asdict(self.origin)
-        costs = {name: np.asarray(v).tolist() for name, v in origin.pop("costs").items()}
+        costs = {name: np.asarray(value).tolist() for name, value in vars(self.origin.costs).items()}
+        origin = {name: getattr(self.origin, name) for name in ("network", "price", "recall")}
+        fitted_on = self.origin.fitted_on
+        used = {_ROWS: torch.from_numpy(fitted_on.rows), _IDENTITY: torch.from_numpy(fitted_on.identity)}
         about = {"format": _FORMAT, "version": _VERSION, "kind": type(self).__name__}
-        write_tensors(Path(folder) / "rule.safetensors", tensors, about)
-        write_json(Path(folder) / "rule.json", about | {"arguments": plain, "costs": costs, "origin": origin})
+        write_tensors(Path(folder) / "rule.safetensors", tensors | used, about)
+        about |= {"arguments": plain, "costs": costs, "origin": origin, "source": fitted_on.source}
+        write_json(Path(folder) / "rule.json", about)
 
     @staticmethod
     def load(folder: str | Path) -> Rule:
@@ -138,7 +156,10 @@ class Rule(nn.Module, ABC):
         if about.get("kind") not in Rule.kinds:
             raise InputError(f"{folder} holds a rule of kind {about.get('kind')!r}, which this optdepth lacks")
         try:
-            origin = Origin(Costs.of(**about["costs"]), **about["origin"])
+            fitted_on = Samples(about["source"], tensors.pop(_ROWS).numpy(), tensors.pop(_IDENTITY).numpy())
+            costs, told = Costs.of(**about["costs"]), about["origin"]
+            told |= {"recall": checked(told["recall"], len(costs))}
+            origin = Origin(costs, fitted_on=fitted_on, **told)
             return Rule.kinds[about["kind"]].restore(origin, {**about["arguments"], **tensors})
         except (KeyError, TypeError) as error:
             raise InputError(f"{folder} holds a damaged rule ({error}); solve it again") from None
@@ -169,9 +190,3 @@ def first_stop(stops: Bool[np.ndarray, "N D"]) -> Int[np.ndarray, " N"]:
     """The first exit at which each sample stops; the last exit, K - 1, where none does."""
     exits: Int[np.ndarray, " N"] = np.where(stops.any(axis=1), stops.argmax(axis=1), stops.shape[1])
     return exits
-
-
-def samples_digest(trace: Trace) -> str:
-    """Names a set of samples: their source and rows, whatever their order."""
-    rows = np.sort(trace.rows)
-    return hashlib.blake2b(trace.source.encode() + rows.tobytes(), digest_size=8).hexdigest()

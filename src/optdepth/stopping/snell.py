@@ -49,6 +49,11 @@ def snell(trace: Trace, *, features: Sequence[str] | None = None, seed: int = 0)
 
     Raises:
         InputError: fewer than 50 samples, or a feature that the trace lacks.
+
+    Example:
+        >>> od.snell(fit, price=0.05).origin.price
+        0.05
+        >>> family = od.snell(fit)  # every price, with the samples that fitted it
     """
     if len(trace) < 10 * FOLDS:
         raise InputError(f"{len(trace)} samples are too few to solve on; {10 * FOLDS} is the least")

@@ -174,6 +174,12 @@ def stationary(
 
     Raises:
         InputError: steps that cost nothing or not the same, a price that is not positive, or too few pairs.
+
+    Example:
+        >>> steps = 0.5 ** np.arange(12) * np.random.default_rng(0).uniform(0.5, 1.5, (500, 1))
+        >>> walk = od.Trace(steps, steps[:, :, None], od.Costs.of(np.arange(1.0, 13.0)))
+        >>> od.stationary(walk, price=0.05).status
+        'converged'
     """
     step = step_cost(trace.costs)
     if not (np.isfinite(price) and price > 0 and step > 0):

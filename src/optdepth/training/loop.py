@@ -152,6 +152,12 @@ def train(
         InputError: settings out of range, or other than those of the run to resume; a damaged checkpoint; a
             batch or a loss with NaN or inf.
         KeyboardInterrupt: with a message that says how to go on.
+
+    Example:
+        >>> small = od.resnet(8, classes=10, channels=1, width=4, seed=0)
+        >>> history = od.train(small, data, loss=od.DepthLoss(), epochs=1, seed=0, out="run")
+        >>> len(history.epochs)
+        1
     """
     if lr is None and optimizer != "sgd":
         raise InputError(f"optimizer={optimizer!r} needs lr=: 5e-5 is usual to fine-tune a transformer")
