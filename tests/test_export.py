@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from checker import unchecked
 from optdepth.batch import Inputs
 from optdepth.errors import InputError
 from optdepth.export.bundle import export
@@ -199,7 +200,7 @@ def test_inputs_that_a_bundle_does_not_take_are_refused_in_one_line(encoder) -> 
         ({"input_ids": ids, "attention_mask": mask[:3]}, r"attention_mask is int64 \(3, 9\)"),
         ({"input_ids": ids[:0], "attention_mask": mask[:0]}, "an empty batch"),
     ):
-        with pytest.raises(InputError, match=words) as error:
+        with unchecked(), pytest.raises(InputError, match=words) as error:
             runtime(wrong)
         assert "takes a dict of input_ids int64 (n, m1), attention_mask int64 (n, m1)" in str(error.value)
     for beyond in (ids + 60, ids.repeat(4, 1)):  # no such token, no such position
@@ -308,7 +309,7 @@ def test_unsound_bundles_are_refused_in_one_line(setting: Setting, bundle: Path,
 def test_inputs_that_do_not_fit_are_refused(setting: Setting, bundle: Path) -> None:
     runtime, inputs = Runtime(bundle), setting.inputs[:4].numpy().copy()
     for wrong in (inputs.astype(np.float64), inputs[:0], inputs[:, :, :4], inputs[0], {"inputs": inputs}, (inputs,)):
-        with pytest.raises(InputError, match=r"the bundle takes float32 \(n, 1, 8, 8\)"):
+        with unchecked(), pytest.raises(InputError, match=r"the bundle takes float32 \(n, 1, 8, 8\)"):
             runtime(wrong)
     inputs[2, 0, 1, 1] = np.inf
     with pytest.raises(InputError, match="sample 2 of the batch holds NaN"):
@@ -328,7 +329,7 @@ def test_examples_that_are_no_inputs_are_refused(setting: Setting, tmp_path: Pat
         ({"images": inputs[:2]}, "the network cannot run the examples"),
         (inputs[:2].numpy(), "give a tensor"),
     ):
-        with pytest.raises(InputError, match=words) as error:
+        with unchecked(), pytest.raises(InputError, match=words) as error:
             export(setting.network, rule, wrong, tmp_path / "bundle")
         assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "optdepth"
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
     {"progress", "files", "palette", "batch"},
+    {"tensor_files"},
     {"splits", "features", "tasks", "samples", "carving", "threads"},
     {"recall", "tensors", "data"},
     {"trace"},

@@ -5,22 +5,25 @@ from __future__ import annotations
 import math
 import sys
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, Int64
+from jaxtyping import Bool, Int, Int64, Shaped
 from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_map
 from xxhash import xxh3_64_intdigest
 
 from .errors import InputError
 
-State = Any
+Inputs = Tensor | tuple[Tensor, ...] | list[Tensor] | dict[str, Tensor]
+"""What a network takes: one tensor, or a tuple or dict of tensors, the batch first in each. A list stands for a tuple,
+of which a `DataLoader` makes one."""
+
+State = Inputs | tuple["State", ...] | list["State"] | dict[str, "State"]
 """A pytree of tensors whose first dimension is the batch; for our residual networks, one tensor."""
 
-Inputs = Any
-"""What a network takes: one tensor, or a tuple or dict of tensors, the batch first in each."""
+Tree = TypeVar("Tree", bound=State)
 
 
 def hidden(state: State) -> Tensor:
@@ -33,11 +36,14 @@ def hidden(state: State) -> Tensor:
     return leaf
 
 
-def select(state: State, index: Int[Tensor, " m"] | Bool[Tensor, " n"]) -> State:
+def select(state: Tree, index: Int[Tensor, " m"] | Bool[Tensor, " n"]) -> Tree:
     """The state of some samples: row numbers, or a mask over the batch."""
     rows = index.nonzero().squeeze(1) if index.dtype == torch.bool else index
     # The usual state is one tensor, and `tree_map` takes as long as gathering a few samples of it.
-    return _gather(state, rows) if isinstance(state, Tensor) else tree_map(lambda tensor: _gather(tensor, rows), state)
+    if isinstance(state, Tensor):
+        chosen: Any = _gather(state, rows)
+        return chosen
+    return tree_map(lambda tensor: _gather(tensor, rows), state)
 
 
 def front(state: State, rows: int) -> State:
@@ -52,7 +58,7 @@ def _gather(tensor: Tensor, rows: Int[Tensor, " m"]) -> Tensor:
     return tensor.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
 
 
-def check_finite(inputs: Inputs, first: int = 0) -> None:
+def check_finite(inputs: State, first: int = 0) -> None:
     """Refuses a batch with NaN or infinity, naming the sample; `first` is the number of the batch's first one."""
     for tensor in [inputs] if isinstance(inputs, Tensor) else tree_leaves(inputs):
         # One cheap pass in the usual case; `torch.isfinite` is four more operations.
@@ -76,11 +82,12 @@ def identities(inputs: Inputs) -> Int64[np.ndarray, " n"]:
     padded. Without such a mask nothing is known to be padding and all is content: the same numbers, padded otherwise,
     are then another sample.
     """
-    spans = _spans(inputs)
+    mask = _mask(inputs)
+    spans = None if mask is None else _spans(mask)
     leaves = sorted((keystr(path), leaf) for path, leaf in tree_flatten_with_path(inputs)[0])
     digests = np.empty((len(leaves[0][1]), len(leaves)), dtype="<u8")
     for j, (name, leaf) in enumerate(leaves):
-        padded = spans is not None and leaf.shape[:2] == inputs["attention_mask"].shape
+        padded = mask is not None and leaf.shape[:2] == mask.shape
         shape = tuple(leaf.shape[2 if padded else 1 :])
         seed = xxh3_64_intdigest(f"{name} {leaf.dtype} {'columns of ' if padded else ''}{shape}".encode())
         size = leaf.dtype.itemsize * math.prod(leaf.shape[1:])
@@ -98,16 +105,19 @@ def token_identities(inputs: Inputs, chosen: Bool[Tensor, "n t"]) -> Int64[np.nd
     Hash of the sequence's identity and of the token's place, counted from the first one that is no padding.
     """
     rows, columns = chosen.cpu().numpy().nonzero()
-    spans = _spans(inputs)
-    first = 0 if spans is None or inputs["attention_mask"].shape != chosen.shape else spans[0, rows]
+    mask = _mask(inputs)
+    first = 0 if mask is None or mask.shape != chosen.shape else _spans(mask)[0, rows]
     return identities(torch.from_numpy(np.stack([identities(inputs)[rows], columns - first], axis=1)))
 
 
-def _spans(inputs: Inputs) -> Int64[np.ndarray, "2 n"] | None:
-    """Each sample's first column that is no padding, and the column after its last; none where nothing says so."""
+def _mask(inputs: Inputs) -> Tensor | None:
+    """Which columns of each sample are no padding, (n, t); none where nothing says so."""
     mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
-    if mask is None or mask.dim() != 2:
-        return None
+    return None if mask is None or mask.dim() != 2 else mask
+
+
+def _spans(mask: Shaped[Tensor, "n t"]) -> Int64[np.ndarray, "2 n"]:
+    """Each sample's first column that is no padding, and the column after its last."""
     kept = (mask != 0).cpu().numpy()
     end = np.where(kept.any(axis=1), kept.shape[1] - kept[:, ::-1].argmax(axis=1), 0)
     return np.stack([kept.argmax(axis=1), end])

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int64
 
 from .errors import InputError
-from .files import read_tensors, write_tensors
+from .tensor_files import read_tensors, write_tensors
 
 Array = np.ndarray
 _FORMAT, _VERSION = "optdepth.splits", 1

@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from .batch import Inputs, hidden
+from .batch import Inputs, State, hidden
 from .networks import StagedNetwork
 from .threads import light
 from .trace import Costs
@@ -31,7 +30,7 @@ def flops(network: StagedNetwork, example: Inputs) -> Costs:
     """
     counts: list[float] = []
 
-    def measured(work: Callable[[], Tensor]) -> Tensor:
+    def measured(work: Callable[[], State]) -> State:
         with FlopCounterMode(display=False) as counter:
             result = work()
         counts.append(counter.get_total_flops() / len(hidden(example)))
@@ -42,7 +41,7 @@ def flops(network: StagedNetwork, example: Inputs) -> Costs:
 
 
 @torch.inference_mode()
-def _walk(network: StagedNetwork, inputs: Inputs, measured: Callable[[Callable[[], Tensor]], Tensor]) -> None:
+def _walk(network: StagedNetwork, inputs: Inputs, measured: Callable[[Callable[[], State]], State]) -> None:
     """One pass in evaluation mode, every part through `measured`: the stem, then stage and head, exit by exit."""
     training = network.training
     network.eval()

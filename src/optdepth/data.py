@@ -138,7 +138,7 @@ class Data:
             images = augment(images, generator, flip=self.flip, pad=self.image_size // 8)
         return normalise(images, self.mean, self.std)
 
-    def batches(self, split: str, size: int = 256) -> Batches:
+    def batches(self, split: str, size: int = 256) -> Batches[Tensor]:
         """Normalised images (n, channels, h, w) and labels (n,) of a split, in its order, `size` at a time."""
         if split not in self.splits:
             raise InputError(f"no split {split!r}: the splits are {', '.join(self.splits)}")

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader
 
-from .batch import Inputs, select
+from .batch import Inputs, State, select
 from .errors import InputError
 from .splits import Batches, carve
 
@@ -103,7 +103,7 @@ class TensorData:
         longest = int(mask.any(0).nonzero().max()) + 1
         return {key: value[:, :longest] if value.shape == mask.shape else value for key, value in held.items()}
 
-    def batches(self, split: str, size: int = 256) -> Batches:
+    def batches(self, split: str, size: int = 256) -> Batches[Inputs]:
         """Inputs and labels of a split, in its order, `size` at a time."""
         if split not in self.splits:
             raise InputError(f"no split {split!r}: the splits are {', '.join(self.splits)}")
@@ -112,11 +112,10 @@ class TensorData:
 
 
 def _taken(table: tuple[Inputs, Tensor], rows: Int64[np.ndarray, " n"]) -> tuple[Inputs, Tensor]:
-    taken: tuple[Inputs, Tensor] = select(table, torch.as_tensor(rows))
-    return taken
+    return select(table, torch.as_tensor(rows))
 
 
-def _digest(tensors: Inputs) -> str:
+def _digest(tensors: State) -> str:
     digest = hashlib.sha256()
     for tensor in tree_leaves(tensors):
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())

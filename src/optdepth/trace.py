@@ -11,15 +11,15 @@ from typing import Any, Self, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 from numpy.typing import ArrayLike
 
 from .batch import identities
 from .errors import InputError
 from .features import Answers, observe
-from .files import read_tensors, write_tensors
 from .recall import Windows, checked, every_answer
 from .samples import Samples
+from .tensor_files import read_tensors, write_tensors
 from .threads import light
 
 Array = np.ndarray
@@ -52,8 +52,7 @@ class Costs:
             raise InputError(f"reach must be one cost an exit, shape (K,); got shape {reach.shape}")
         object.__setattr__(self, "reach", reach)
         for name in ("look", "answer"):
-            given = np.asarray(getattr(self, name), dtype=np.float64)
-            value = np.full(len(reach), float(given)) if given.ndim == 0 else given
+            value = np.asarray(getattr(self, name), dtype=np.float64)
             if value.shape != reach.shape:
                 raise InputError(f"{name} has shape {value.shape}, reach has {reach.shape}: one cost an exit")
             object.__setattr__(self, name, value)
@@ -73,7 +72,12 @@ class Costs:
     @classmethod
     def of(cls, reach: ArrayLike, look: ArrayLike = 0.0, answer: ArrayLike = 0.0, unit: str = "cost") -> Self:
         """Costs from anything array-like; one number for look or answer counts for every exit."""
-        return cls(np.asarray(reach), np.asarray(look), np.asarray(answer), unit)
+        each = np.asarray(reach, dtype=np.float64)
+        looks, answers = (
+            np.full(each.shape, given) if np.ndim(given) == 0 else np.asarray(given, dtype=np.float64)
+            for given in (look, answer)
+        )
+        return cls(each, looks, answers, unit)
 
     def __len__(self) -> int:
         return len(self.reach)
@@ -134,8 +138,8 @@ class Trace:
         (2, ('confidence', 'margin', 'entropy', 'streak', 'divergence'))
     """
 
-    losses: Float[Array, "N K"]
-    observations: Float[Array, "N K F"]
+    losses: Real[Array, "N K"]
+    observations: Real[Array, "N K F"]
     costs: Costs
     features: tuple[str, ...] = ()
     posterior_losses: Float[Array, "N K"] | None = None
@@ -252,8 +256,8 @@ class Trace:
     @classmethod
     def from_rewards(
         cls,
-        rewards: Float[Any, "N K"],
-        observations: Float[Any, "N K F"],
+        rewards: Real[Any, "N K"],
+        observations: Real[Any, "N K F"],
         costs: Costs | None = None,
         *,
         discount: float | Sequence[float] | Float[Array, " K"] = 1.0,
@@ -277,7 +281,7 @@ class Trace:
         if kept.shape != gained.shape[1:] or not ((kept > 0) & (kept <= 1)).all():
             raise InputError(f"discount {discount} must be one factor in (0, 1], or one for each of the K exits")
         exits = costs if costs is not None else Costs.of(np.zeros(gained.shape[1]))
-        return cls(-kept * gained, np.asarray(observations), exits, **rest)
+        return cls(-kept * gained, np.asarray(observations, dtype=np.float32), exits, **rest)
 
     def __len__(self) -> int:
         return len(self.losses)
@@ -384,7 +388,7 @@ class Trace:
                 rows=tensors["rows"],
                 identity=tensors["identity"],
                 network=about["network"],
-                recall=about.get("recall", ()),
+                recall=checked(about.get("recall", ()), tensors["losses"].shape[1]),
                 disagreement=tensors.get("disagreement"),
             )
         except KeyError as error:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .costs import flops
 from .errors import InputError
+from .export.bundle import Bundle, export
 from .features import frugal_features
 from .inference.clock import Clocked, clock
 from .inference.engine import Engine
@@ -34,9 +35,6 @@ from .threads import ThreadChoice, said
 from .trace import Trace
 from .training.depth_loss import depth_loss
 from .training.loop import train
-
-if TYPE_CHECKING:
-    from .export.bundle import Bundle
 
 
 def train_run(
@@ -186,8 +184,6 @@ def export_run(run: Run, *, rule: str, out: Path, progress: bool) -> Bundle:
     Args:
         rule: name of one that was solved, such as "placed".
     """
-    from .export.bundle import export
-
     data, solved = run.data(), run.rules()
     if rule not in solved:
         raise InputError(f"no rule {rule!r} in {run.folder}; it has {', '.join(solved)}")

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..batch import hidden
 from ..errors import InputError
 from ..networks.ode import flow_pieces
 from ..networks.staged import StagedNetwork
@@ -97,7 +98,7 @@ class FlowEngine:
             return self._stopped(inputs)
 
     def _stopped(self, inputs: Tensor) -> Stopped:
-        found = crossed(self.pieces, self.network.start(inputs), self._score)
+        found = crossed(self.pieces, hidden(self.network.start(inputs)), self._score)
         exit = torch.clamp(found.interval + 1, max=len(self.pieces))
         return Stopped(self._answer(found.state), found.time, exit, found.evaluations)
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import InputError
 
-Array = np.ndarray[Any, Any]
+Array = NDArray[Any]
 
-Inputs = Any
+Inputs = Array | tuple[Array, ...] | list[Array] | Mapping[str, Array]
 """One array, or a tuple or dict of arrays, the batch first in each."""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..batch import Inputs, State
+from ..batch import State
 from ..errors import InputError
 from .legs import Leg, Outcome, Remembered
 
@@ -20,12 +20,12 @@ class CompiledLeg:
         self.exit, self.looks, self.last = leg.exit, leg.looks, leg.last
         self._run = torch.compile(leg, **options)
 
-    def __call__(self, given: Inputs | State, memory: Remembered) -> Outcome:
+    def __call__(self, given: State, memory: Remembered) -> Outcome:
         """`Leg.forward`."""
         found: Outcome = self._run(given, memory)
         return found
 
-    def one(self, given: Inputs | State, memory: Remembered) -> Outcome:
+    def one(self, given: State, memory: Remembered) -> Outcome:
         """`Leg.one`; the decision is in the graph."""
         state, answers, stops, memory = self(given, memory)
         return Outcome(state, answers if stops is None or bool(stops) else None, None, memory)

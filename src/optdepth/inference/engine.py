@@ -35,7 +35,7 @@ class Answer:
         cost: (n,) what the sample paid, in `unit`.
     """
 
-    logits: Float[Tensor, "n C"]
+    logits: Float[Tensor, "n ..."]
     exit: Int[Tensor, " n"]
     cost: Float[Tensor, " n"]
     unit: str

@@ -116,7 +116,9 @@ _Key = tuple[int, int]
 _Kind = tuple[TreeSpec, tuple[tuple[torch.Size, torch.dtype, torch.device], ...]]
 """The form of a state, and the shapes, types and devices in it."""
 
-_END = object()
+
+class _End:
+    """Comes after the last sample."""
 
 
 class _Stream:
@@ -145,8 +147,8 @@ class _Stream:
         while open_ or self.waiting:
             key = self._due() or self._full()
             if key is None and open_ and self.drawn - self.given < self.capacity:
-                sample = next(source, _END)
-                if sample is _END:
+                sample = next(source, _End())
+                if isinstance(sample, _End):
                     open_ = False
                     continue
                 self._arrive(sample)
@@ -157,7 +159,7 @@ class _Stream:
             self._step(key)
             yield from self._ready()
 
-    def _arrive(self, sample: Inputs) -> None:
+    def _arrive(self, sample: object) -> None:
         index, at = self.drawn, self.clock()
         self.drawn += 1
         leaves = tree_leaves(sample)

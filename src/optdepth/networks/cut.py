@@ -218,7 +218,7 @@ def _check(model: nn.Module, network: StagedNetwork, example: Inputs, expected: 
         )
 
 
-def _again(model: nn.Module | None = None, example: Inputs = None, **arguments: Any) -> StagedNetwork:
+def _again(model: nn.Module | None = None, example: Inputs | None = None, **arguments: Any) -> StagedNetwork:
     if model is None or example is None:
         raise InputError("the network was staged from a model: give load_network that model=, and an example=")
     if (arguments.get("head"), arguments.get("seed")) == ("tail", None):

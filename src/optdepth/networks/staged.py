@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ..batch import Inputs, State
 from ..errors import InputError
-from ..files import read_json, read_tensors, write_json, write_tensors
+from ..files import read_json, write_json
+from ..tensor_files import read_tensors, write_tensors
 
 BUILDERS: dict[str, Callable[..., "StagedNetwork"]] = {}
 """Builders by family name. A family registers itself here, so that this file need not import it."""
@@ -93,12 +94,12 @@ class StagedNetwork(nn.Module):
         """The state after stage k (0-based), from the state before it."""
         return self.stages[k](state)
 
-    def answer(self, state: State, k: int) -> Float[Tensor, "n classes"]:
+    def answer(self, state: State, k: int) -> Float[Tensor, "n ..."]:
         """The logits of exit k (0-based), from the state after stage k."""
         logits: Tensor = self.heads[k](state)
         return logits
 
-    def forward(self, inputs: Inputs) -> list[Float[Tensor, "n classes"]]:
+    def forward(self, inputs: Inputs) -> list[Float[Tensor, "n ..."]]:
         """The logits of every exit, first to last."""
         state, logits = self.start(inputs), []
         for k in range(len(self.exits)):
@@ -106,7 +107,7 @@ class StagedNetwork(nn.Module):
             logits.append(self.answer(state, k))
         return logits
 
-    def full(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
+    def full(self, inputs: Inputs) -> Float[Tensor, "n ..."]:
         """The last exit's logits alone: what the network without exits computes."""
         state = self.start(inputs)
         for stage in self.stages:
@@ -163,7 +164,7 @@ class StagedNetwork(nn.Module):
         return f"exits={[exit.name for exit in self.exits]}"
 
 
-def load_network(folder: str | Path, *, model: nn.Module | None = None, example: Inputs = None) -> StagedNetwork:
+def load_network(folder: str | Path, *, model: nn.Module | None = None, example: Inputs | None = None) -> StagedNetwork:
     """The network that `StagedNetwork.save` wrote, in evaluation mode, on the CPU.
 
     The files are untrusted: JSON with a checked format and safetensors, whose content must match the

@@ -118,7 +118,7 @@ def tuned(trace: Trace, feature: str, *, below: bool = False, per_exit: bool = F
     return at
 
 
-def common_cut(score: Float[Array, "N K-1"], values: Float[Array, "N K"]) -> tuple[float, float]:
+def common_cut(score: Float[Array, "N D"], values: Float[Array, "N D+1"]) -> tuple[float, float]:
     """The one cut c with the least mean of values at the first exit where score >= c, and that mean; exact.
 
     A sample leaves exit k behind when the running maximum of its score is below c, and then its value changes by
@@ -135,8 +135,8 @@ def common_cut(score: Float[Array, "N K-1"], values: Float[Array, "N K"]) -> tup
 
 
 def exit_cuts(
-    score: Float[Array, "N K-1"], values: Float[Array, "N K"], start: Float[Array, " K-1"], sweeps: int = 10
-) -> Float[Array, " K-1"]:
+    score: Float[Array, "N D"], values: Float[Array, "N D+1"], start: Float[Array, " D"], sweeps: int = 10
+) -> Float[Array, " D"]:
     """One cut per exit by coordinate descent, deepest exit first, each on the samples that reach it."""
     cuts = start.copy()
     for _ in range(sweeps):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import wraps
 from itertools import pairwise
 from math import sqrt
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, overload, runtime_checkable
 
 import numpy as np
 
@@ -208,6 +208,7 @@ class Family(Generic[R_co]):
         return float(np.ptp(self.trace.losses) or 1.0) / self.trace.costs.full
 
 
+@runtime_checkable
 class Solver(Protocol[P, R_co]):
     """What `solver` makes: called with a trace alone it gives the family, with a price or a budget the one rule."""
 

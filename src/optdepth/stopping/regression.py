@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -66,6 +66,7 @@ def restored(kind: str, prefix: str, arguments: Mapping[str, Any]) -> Function:
     return Function.kinds[kind](**numbers)
 
 
+@runtime_checkable
 class Basis(Protocol):
     """What a regression is linear in."""
 

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..features import with_history
-from ..files import read_json, read_tensors, write_json, write_tensors
+from ..files import read_json, write_json
 from ..recall import Windows, checked
 from ..samples import Samples
+from ..tensor_files import read_tensors, write_tensors
 from ..threads import light
 from ..trace import Costs, Trace
 from .immutable import Immutable
@@ -156,7 +157,7 @@ class Rule(Immutable):
         return first_stop(self.stops(trace))
 
     @light
-    def stops(self, trace: Trace) -> Bool[np.ndarray, "N K-1"]:
+    def stops(self, trace: Trace) -> Bool[np.ndarray, "N D"]:
         """Where the rule would stop each sample if it came there; nowhere at exits that it does not decide at."""
         self.check(trace.network, trace.n_exits)
         columns = torch.from_numpy(trace.columns(self.features))
@@ -190,7 +191,9 @@ class Rule(Immutable):
             raise InputError(f"{folder} holds a rule of kind {about.get('kind')!r}, which this optdepth lacks")
         try:
             fitted_on = Samples(about["source"], tensors.pop(_ROWS).numpy(), tensors.pop(_IDENTITY).numpy())
-            origin = Origin(Costs(**about["costs"]), fitted_on=fitted_on, **about["origin"])
+            costs, told = Costs.of(**about["costs"]), about["origin"]
+            told |= {"recall": checked(told["recall"], len(costs))}
+            origin = Origin(costs, fitted_on=fitted_on, **told)
             return Rule.kinds[about["kind"]].restore(origin, {**about["arguments"], **tensors})
         except (KeyError, TypeError) as error:
             raise InputError(f"{folder} holds a damaged rule ({error}); solve it again") from None
@@ -225,7 +228,7 @@ class FixedDepth(Rule):
         return {"exit": self.exit}
 
 
-def first_stop(stops: Bool[np.ndarray, "N K-1"]) -> Int[np.ndarray, " N"]:
+def first_stop(stops: Bool[np.ndarray, "N D"]) -> Int[np.ndarray, " N"]:
     """The first exit at which each sample stops; the last exit, K - 1, where none does."""
     exits: Int[np.ndarray, " N"] = np.where(stops.any(axis=1), stops.argmax(axis=1), stops.shape[1])
     return exits

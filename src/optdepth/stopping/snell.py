@@ -140,7 +140,7 @@ class _Solver:
         seen = self.seen[: self.few]
         return min(sides, key=lambda side: common_cut(seen[:, :, side[0]] * (-1 if side[1] else 1), values)[1])
 
-    def _threshold(self, start: Start, score: Array, values: Array, cuts: Float[Array, "G K-1"]) -> Candidate:
+    def _threshold(self, start: Start, score: Array, values: Array, cuts: Float[Array, "G D"]) -> Candidate:
         """Thresholds on the screened feature; row 0 of the cuts is of all of the few samples."""
         build = lambda origin: Threshold(  # noqa: E731 - a candidate is a value and what builds it
             origin, self.features[start.feature], torch.from_numpy(-cuts[0] if start.below else cuts[0]), start.below

@@ -295,7 +295,7 @@ class _Run:
         result: Tensor = losses
         return result
 
-    def _fit_answers(self) -> tuple[list[Float[Tensor, "n classes"]], Tensor]:
+    def _fit_answers(self) -> tuple[list[Float[Tensor, "n ..."]], Tensor]:
         """Logits of each exit, and the targets, on at most 5,000 evenly spaced samples of the fit split."""
         split, device = self.data.splits["fit"], self.accelerator.device
         chosen = np.unique(np.linspace(0, len(split) - 1, 5000, dtype=np.int64)).tolist()
@@ -310,7 +310,7 @@ class _Run:
                 targets.append(labels.to(device))
         return [torch.cat(one) for one in zip(*answers, strict=True)], torch.cat(targets)
 
-    def _solve_rule(self, logits: list[Float[Tensor, "n classes"]], targets: Tensor, price: float) -> None:
+    def _solve_rule(self, logits: list[Float[Tensor, "n ..."]], targets: Tensor, price: float) -> None:
         """Solves the rule of the loss anew, if it has one and a price is in force."""
         if "rule" in self.loss.needs and price > 0:
             self.accelerator.unwrap_model(self.model).solve(logits, targets, price)

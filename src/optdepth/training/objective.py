@@ -71,20 +71,20 @@ class Objective(nn.Module):
         depths = [exit.depth / network.exits[-1].depth for exit in network.exits]
         self.halting = HaltingHead(depths) if "halting" in loss.needs else None
         # Of the rule solved last. The rule itself is a module, and would go into checkpoints.
-        self.stops: Callable[[Trace], Bool[np.ndarray, "n K-1"]] | None = None
+        self.stops: Callable[[Trace], Bool[np.ndarray, "n D"]] | None = None
 
-    def solve(self, logits: list[Float[Tensor, "n classes"]], targets: Tensor, price: float) -> None:
+    def solve(self, logits: list[Float[Tensor, "n ..."]], targets: Tensor, price: float) -> None:
         """Solve the rule anew, for these answers of the network as it is, at a price in the loss's unit."""
         losses = torch.stack([losses_of(self.task, answer, targets) for answer in logits], 1)
         self.stops = snell(self._trace(logits, losses), price=price).stops
 
-    def _trace(self, logits: list[Float[Tensor, "n classes"]], losses: Float[Tensor, "n K"]) -> Trace:
+    def _trace(self, logits: list[Float[Tensor, "n ..."]], losses: Float[Tensor, "n K"]) -> Trace:
         answers = torch.stack(logits, 1).float().cpu()
         costs = Costs.of(self.costs.double().cpu().numpy())
         return Trace.from_answers(answers, losses.detach().double().cpu(), costs, kind="classes")
 
     def _halting(
-        self, logits: list[Float[Tensor, "n classes"]], losses: Float[Tensor, "n K"]
+        self, logits: list[Float[Tensor, "n ..."]], losses: Float[Tensor, "n K"]
     ) -> Float[Tensor, "n K"] | None:
         """h, if a part needs it; that of a rule stops at the last exit alone until the first is solved."""
         if self.halting is not None:
@@ -122,7 +122,7 @@ class Objective(nn.Module):
             value = value + _asked_of(states, shown, plain, weights)
         return value, plain.detach()
 
-    def _distilled(self, plain: Float[Tensor, "n K"], logits: list[Float[Tensor, "n classes"]]) -> Float[Tensor, "n K"]:
+    def _distilled(self, plain: Float[Tensor, "n K"], logits: list[Float[Tensor, "n ..."]]) -> Float[Tensor, "n K"]:
         """The losses with the last exit as the teacher of the others."""
         share, teacher = self.loss.distillation, logits[-1].detach().float().log_softmax(1)
         taught = [
@@ -144,7 +144,7 @@ class Objective(nn.Module):
 
     def _run(
         self, inputs: Inputs, onward: Float[Tensor, " K"]
-    ) -> tuple[list[Float[Tensor, "n classes"]], list[State], list[State], tuple[Float[Tensor, " n"] | None, ...]]:
+    ) -> tuple[list[Float[Tensor, "n ..."]], list[State], list[State], tuple[Float[Tensor, " n"] | None, ...]]:
         """Logits, states, what the heads were shown of them, and the residual sizes if a part needs them."""
         logits: list[Tensor] = []
         states: list[State] = []
@@ -207,7 +207,7 @@ class HaltingHead(nn.Module):
         self.register_buffer("odds", -later.log(), persistent=False)
         self.register_buffer("depths", torch.tensor(depths), persistent=False)
 
-    def forward(self, logits: Sequence[Float[Tensor, "n classes"]]) -> Float[Tensor, "n K"]:
+    def forward(self, logits: Sequence[Float[Tensor, "n ..."]]) -> Float[Tensor, "n K"]:
         seen = torch.stack([self.observer(answer, {})[0] for answer in logits[:-1]], dim=1)
         depth = self.depths[:-1, None].expand(len(seen), -1, 1)
         moved = self.out(F.relu(self.hidden(torch.cat([seen, depth], dim=2)))).squeeze(2).float()
