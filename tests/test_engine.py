@@ -64,7 +64,7 @@ def test_two_exits_behind_one_block(size: int) -> None:
     exits = given.rule.stopped_at(given.trace)
     assert np.bincount(exits, minlength=3).min() > 0
     stages = [Counting(stage) for stage in given.network.stages]
-    network = StagedNetwork(given.network.stem, stages, given.network.heads, given.network.exits).eval()
+    network = StagedNetwork(given.network.stem, stages, list(given.network.heads), given.network.exits).eval()
     answers = [Engine(network, anywhere(given.rule))(part) for part in given.inputs.split(size)]
     assert np.array_equal(torch.cat([answer.exit for answer in answers]), exits)
     np.testing.assert_allclose(torch.cat([answer.cost for answer in answers]), given.trace.costs.paid()[exits])

@@ -23,7 +23,8 @@ of which a `DataLoader` makes one."""
 State = Inputs | tuple["State", ...] | list["State"] | dict[str, "State"]
 """A pytree of tensors whose first dimension is the batch; for our residual networks, one tensor."""
 
-Tree = TypeVar("Tree", bound=State)
+Tree = TypeVar("Tree")
+"""Any pytree of tensors, a `State` or what goes beside one: what goes in comes out."""
 
 
 def hidden(state: State) -> Tensor:

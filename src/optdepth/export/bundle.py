@@ -28,7 +28,7 @@ from ..progress import shown_steps
 from ..stopping.rule import Rule
 from .backend import Backend, backend_of
 from .folder import bundle_folder
-from .inputs import described
+from .inputs import Array, described
 from .parts import Part, parts_of, through
 from .runtime import FORMAT, MANIFEST, VERSION, Runtime
 
@@ -222,7 +222,7 @@ def _difference(parts: Sequence[Part], runtime: Runtime, batch: Inputs, answer: 
     return max(largest, _apart("the bundle", found.logits, answer.logits))
 
 
-def _apart(what: str, mine: np.ndarray[Any, Any], its: Tensor) -> float:
+def _apart(what: str, mine: Array, its: Tensor) -> float:
     other = its.numpy()
     if not np.allclose(mine, other, rtol=_RTOL, atol=_ATOL):
         raise InputError(f"{what} does not agree with torch; not exported")

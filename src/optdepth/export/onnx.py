@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 from ..errors import InputError
 from .backend import Graph
 from .inputs import Array
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 
 @final
@@ -22,7 +19,7 @@ class OnnxBackend:
     suffix: str = ".onnx"
     packages: tuple[str, ...] = ("onnx", "onnxscript")
 
-    def write(self, part: nn.Module, leaves: tuple[Tensor, ...], free: Sequence[dict[int, Any]], outputs: int) -> bytes:
+    def write(self, part: Any, leaves: tuple[Any, ...], free: Sequence[dict[int, Any]], outputs: int) -> bytes:
         """By `torch.onnx.export`; an input that the part does not read is not in the graph."""
         import torch
 

@@ -39,7 +39,7 @@ class Threshold(Rule):
         self._cuts: tuple[float, ...] = tuple(thresholds.float().tolist())
 
     @property
-    def thresholds(self) -> Float[Tensor, " K-1"]:
+    def thresholds(self) -> Float[Tensor, " D"]:
         """One for each exit but the last."""
         return torch.tensor(self._cuts, dtype=torch.float32)
 

@@ -148,5 +148,5 @@ class _Solver:
         return _values(values, score >= cuts[self.judge]), build
 
 
-def _values(values: Float[Array, "N K"], stops: Bool[Array, "N K-1"]) -> Float[Array, " N"]:
+def _values(values: Float[Array, "N K"], stops: Bool[Array, "N D"]) -> Float[Array, " N"]:
     return values[np.arange(len(values)), first_stop(stops)]
