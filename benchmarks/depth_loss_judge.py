@@ -163,10 +163,9 @@ def residuals(test: Trace) -> dict[str, Any]:
     if "residual" not in test.features:
         return {}
     sizes = test.columns(["residual"])[:, :, 0]
-    rule = FixedDepth(Origin.of(test, 1.0), test.n_exits - 1)
-    other = test.split(0.5, 0.5, seed=0)
-    rule.origin = Origin.of(other[0], 1.0)
-    law = finite_depth(other[1], rule, price=1.0).residual.decay
+    fit, judge = test.split(0.5, 0.5, seed=0)
+    rule = FixedDepth(Origin.of(fit, 1.0), test.n_exits - 1)
+    law = finite_depth(judge, rule, price=1.0).residual.decay
     return {"mean": sizes.mean(0).round(4).tolist(), "law": "too few depths of one shape" if law is None else str(law)}
 
 

@@ -23,10 +23,12 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 @pytest.fixture
 def study(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    torch.set_num_threads(1)
     import depth_loss
 
-    return depth_loss
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield depth_loss
+    torch.set_num_threads(threads)
 
 
 def test_the_study_judges_arms_and_resumes(study, tmp_path: Path) -> None:

@@ -71,7 +71,8 @@ def test_a_gap_reads_as_a_sentence(splits: tuple[Trace, Trace]) -> None:
         "the rule is within 10.0% ± 1.0% of the best any rule could do with these observations (estimated): 0.1100"
     )
     alone = gap(FixedDepth(Origin.of(fit), 7), fit, test, price=0.0)
-    assert np.isnan(alone.share) or alone.share >= 0
+    assert alone.value == alone.bound == alone.fixed  # there is no other exit to look at
+    assert np.isnan(alone.share)
     nothing = gap(confidence(fit, price=100.0), fit, test, price=100.0)
     assert np.isnan(nothing.share)
     assert "no rule that looks at these exits betters the fixed depth of exit 0" in str(nothing)

@@ -15,7 +15,12 @@ from optdepth.cli import main
 from optdepth.export.runtime import Runtime
 from optdepth.networks import load_network
 from optdepth.runs import Run
+from optdepth.stopping.baselines import Threshold
 from optdepth.stopping.evaluate import evaluate as judged
+from optdepth.stopping.placed import Placed
+from optdepth.stopping.placement import keep
+from optdepth.stopping.rule import Origin
+from settings import widest_gap
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -113,12 +118,22 @@ def test_export_writes_a_bundle_that_is_served(cli: Cli, run: Path, tmp_path: Pa
 
 def test_the_rule_exported_unless_told_otherwise_looks_only_where_it_pays(cli: Cli, run: Path, tmp_path: Path) -> None:
     refused(cli("export", run, "--out", tmp_path / "bundle"), "no rules in", "optdepth solve")
-    assert cli("solve", run, "--price", 0.1, "--method", "placed")[0] == 0
+    rule = beyond_the_first_exit(Run(run))
+    rule.save(run / "rules" / "placed")
     assert cli("export", run, "--out", tmp_path / "bundle")[0] == 0
-    rule, served = Run(run).rules()["placed"], Runtime(tmp_path / "bundle")
-    assert len(served.graphs) == sum(rule.looks) < len(rule.looks)
+    served = Runtime(tmp_path / "bundle")
+    assert [graph.exit for graph in served.graphs] == [1, 2]
     images = np.concatenate([batch.numpy() for batch, _ in Run(run).data().batches("test")])
     assert np.array_equal(served(images).exit, rule.stopped_at(Run(run).traces()["test"]))
+
+
+def beyond_the_first_exit(run: Run) -> Placed:
+    """A rule as `placed` finds them, which passes the first exit by and is near a tie for no image."""
+    traces, exits = run.traces(), (1, 2)
+    fit = traces["fit"]
+    margins = [torch.from_numpy(traces[split].columns(["margin"])[:, 1, 0]) for split in ("certify", "test")]
+    inner = Threshold(Origin.of(keep(fit, exits)), "margin", torch.tensor([widest_gap(torch.cat(margins))]))
+    return Placed(Origin.of(fit), inner, exits)
 
 
 def test_a_certified_rule_is_a_rule_of_the_run(cli: Cli, run: Path) -> None:

@@ -53,7 +53,7 @@ def page(given: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str
     path = tmp_path_factory.mktemp("report") / "page.html"
     shade = lambda i: Image.new("L", (8, 8), i % 256)  # noqa: E731
     labels = [f"digit {i % 10}" for i in range(len(given["test"]))]
-    clock = [Clocked("placed", 64, full=2.125, engine=1.5, speedup=1.43, saving=1.79)]
+    clock = [Clocked("placed", 64, full=2.125, engine=1.5, speedup=1.43, saving=1.79, threads=1)]
     write_report(path, **given, images=shade, labels=labels, clock=clock)
     return path.read_text()
 

@@ -192,8 +192,6 @@ def test_bad_prices_and_budgets_say_what_to_do(splits: tuple[Trace, Trace]) -> N
     with pytest.raises(InputError, match="price is nan"):
         confidence(fit, price=float("nan"))
     with pytest.raises(InputError, match=r"either price= .* or budget="):
-        snell(fit)
-    with pytest.raises(InputError, match=r"either price= .* or budget="):
         snell(fit, price=0.1, budget=0.5)
     with pytest.raises(InputError, match=r"no rule meets a mean cost of 0\.01 .* the nearest is 0\.127"):
         snell(fit, budget=0.01)

@@ -40,6 +40,11 @@ def select(state: State, index: Int[Tensor, " m"] | Bool[Tensor, " n"]) -> State
     return _gather(state, rows) if isinstance(state, Tensor) else tree_map(lambda tensor: _gather(tensor, rows), state)
 
 
+def front(state: State, rows: int) -> State:
+    """The state of the first samples."""
+    return tree_map(lambda tensor: tensor[:rows], state)
+
+
 def _gather(tensor: Tensor, rows: Int[Tensor, " m"]) -> Tensor:
     """`tensor[rows]` in the layout that the tensor has, each row copied as one piece: several times faster on a CPU."""
     if tensor.is_contiguous() or tensor.dim() != 4 or not tensor.is_contiguous(memory_format=torch.channels_last):

@@ -30,7 +30,7 @@ _out, _err = Console(), Console(stderr=True)
 
 RunFolder = Annotated[Path, typer.Argument(help="The run folder that `optdepth train --out` made.", metavar="RUN")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
-Seed = Annotated[int, typer.Option(help="Same seed, same machine, same result.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same machine, same number of threads: same result.")]
 DataName = Annotated[
     str,
     typer.Option(
@@ -118,6 +118,7 @@ def train(
 ) -> None:
     """Trains a residual network with exits. Interrupted, the same command goes on from the last full epoch."""
     from .runs import Run
+    from .threads import said
     from .workflow import train_run
 
     try:
@@ -143,8 +144,8 @@ def train(
         raise typer.Exit(130) from None
     Run(out).note(_command())
     *_, full = history["fit accuracy"].values()
-    result, said = history, f"{history['epochs']} epochs; accuracy on the fit split {full:.1%} at full depth"
-    _show(as_json, result, f"{said}; next: optdepth record {out}")
+    made = f"{history['epochs']} epochs on {said(history['threads'])}"
+    _show(as_json, history, f"{made}; accuracy on the fit split {full:.1%} at full depth; next: optdepth record {out}")
 
 
 @app.command()
@@ -158,15 +159,17 @@ def record(
 ) -> None:
     """Records losses, observations and costs at every exit, for the fit, certify and test splits."""
     from .runs import Run
+    from .threads import said
     from .workflow import record_run
 
     here = Run(run)
-    traces = record_run(here, measure=costs, batch=batch, progress=not as_json)
+    traces, threads = record_run(here, measure=costs, batch=batch, progress=not as_json)
     here.note(_command())
     sizes = {name: len(trace) for name, trace in traces.items()}
-    said = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
-    result = {"samples": sizes, "exits": traces["fit"].n_exits, "unit": traces["fit"].costs.unit}
-    _show(as_json, result, f"recorded {said} samples; next: optdepth solve {run} --price 0.05")
+    splits = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+    result = {"samples": sizes, "exits": traces["fit"].n_exits, "unit": traces["fit"].costs.unit, "threads": threads}
+    sentence = f"recorded {splits} samples on {said(threads)}; next: optdepth solve {run} --price 0.05"
+    _show(as_json, result, sentence)
 
 
 @app.command()
@@ -396,7 +399,9 @@ def _table(result: dict[str, Any]) -> Table:
     for name in ("right, %", "cost", *(f"batch {size}" for size in sizes)):
         table.add_column(name, justify="right", no_wrap=True)
     if sizes:
-        table.caption = "batch N: times faster than the network without exits, on the clock"
+        threads = {row["batch"]: row["threads"] for row in result["clock"]}
+        said = ", ".join(f"{size} on {count}" for size, count in threads.items())
+        table.caption = f"batch N: times faster than the network without exits, on the clock; threads: batch {said}"
     for row in result["rows"]:
         cells = [f"{100 * row['accuracy']:.2f} ± {100 * row['accuracy_error']:.2f}", f"{row['cost']:.3f}"]
         cells += [f"{clocked[row['method'], size]:.2f}x" for size in sizes]

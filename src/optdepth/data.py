@@ -177,6 +177,10 @@ def load_data(
     Raises:
         InputError: no such source, no usable columns, bad labels, an unreadable image, images of different
             sizes, or a class with too few images for a share.
+
+    Example:
+        >>> {name: len(split) for name, split in od.load_data("digits", seed=0).splits.items()}
+        {'train': 899, 'fit': 359, 'certify': 180, 'test': 359}
     """
     tables = _read(name)
     whole = "test" not in tables

@@ -48,6 +48,12 @@ class TensorData:
     Attributes:
         name: of the source.
         splits: `train` to train networks, `fit` to fit rules, `certify` to certify them, `test` to judge all.
+
+    Example:
+        >>> table = torch.randn(200, 4), torch.arange(200) % 2
+        >>> held_out = torch.randn(50, 4), torch.arange(50) % 2
+        >>> sorted(od.TensorData.of("mine", table, held_out, seed=0).splits)
+        ['certify', 'fit', 'test', 'train']
     """
 
     name: str

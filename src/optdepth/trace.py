@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 import torch
@@ -16,10 +16,11 @@ from numpy.typing import ArrayLike
 
 from .batch import identities
 from .errors import InputError
+from .features import Answers, observe
 from .files import read_tensors, write_tensors
-from .observe import FEATURES_OF, Answers, observe
 from .recall import Windows, checked, every_answer
 from .samples import Samples
+from .threads import light
 
 Array = np.ndarray
 _FORMAT, _VERSION = "optdepth.trace", 3
@@ -34,6 +35,10 @@ class Costs:
         look: (K,) cost of looking at exit k: its head, the observation, the rule.
         answer: (K,) further cost of the answer once stopped at k; 0 where looking already produced it.
         unit: the unit, for people.
+
+    Example:
+        >>> od.Costs.of([1.0, 2.0], look=0.5).paid()
+        array([1.5, 3. ])
     """
 
     reach: Float[Array, " K"]
@@ -121,6 +126,12 @@ class Trace:
         network: fingerprint of the network recorded, empty when there is none.
         recall: which exits' answers the losses are of, where an exit does not answer by itself; see `optdepth.recall`.
         disagreement: (N, K) whether the answer at each exit is another than at the last; None where nobody can say.
+
+    Example:
+        >>> logits, classes = np.random.default_rng(0).normal(size=(100, 2, 3)), np.arange(100) % 3
+        >>> trace = od.Trace.from_logits(logits, classes, od.Costs.of([0.5, 1.0]))
+        >>> trace.n_exits, trace.features
+        (2, ('confidence', 'margin', 'entropy', 'streak', 'divergence'))
     """
 
     losses: Float[Array, "N K"]
@@ -165,13 +176,14 @@ class Trace:
         put("source", self.source or f"recording {_digest(self.identity, self.rows)}")
 
     @classmethod
+    @light
     def from_logits(
         cls,
         logits: Float[Any, "N K C"],
         labels: Int[Any, " N"],
         costs: Costs,
         *,
-        residuals: Float[Any, "N K"] | None = None,
+        of_state: Mapping[str, Float[Any, "N K"]] | None = None,
         recall: Windows = (),
         **where: Any,
     ) -> Self:
@@ -180,7 +192,7 @@ class Trace:
         Args:
             logits: of every exit, on every sample.
             labels: the right class of each sample, 0..C-1.
-            residuals: relative residual size before each exit; adds the feature `residual`.
+            of_state: features of the network's state by name, as seen when it ran, such as "residual".
             recall: which exits answer at each exit, as `best_recall` chooses it on the fit split; each its own
                 if empty.
             where: `source`, `rows`, `identity` and `network` of the trace.
@@ -199,10 +211,11 @@ class Trace:
         posterior = scores[:, -1].double().softmax(-1)
         wrong, expected = (answers != right[:, None]).double(), 1.0 - posterior.gather(1, answers)
         where |= {"recall": recall, "disagreement": (answers != answers[:, -1:]).numpy()}
-        made = cls.from_answers(scores, wrong, costs, kind="classes", residuals=residuals, **where)
+        made = cls.from_answers(scores, wrong, costs, kind="classes", of_state=of_state, **where)
         return replace(made, posterior_losses=expected.numpy())
 
     @classmethod
+    @light
     def from_answers(
         cls,
         answers: Float[Any, "N K ..."],
@@ -210,7 +223,7 @@ class Trace:
         costs: Costs,
         *,
         kind: Answers,
-        residuals: Float[Any, "N K"] | None = None,
+        of_state: Mapping[str, Float[Any, "N K"]] | None = None,
         **where: Any,
     ) -> Self:
         """A trace of any loss, from the answers of every exit.
@@ -219,17 +232,17 @@ class Trace:
             answers: of every exit, on every sample: (N, K) or (N, K, d) numbers, (N, K, C) logits, or (N, K, t, C)
                 logits of t tokens, all zero where a token is padding.
             losses: of those answers.
-            kind: "numbers" or "classes": what is observed of them, see `observe.FEATURES_OF`.
-            residuals, where: as in `from_logits`.
+            kind: "numbers" or "classes": every feature of that kind is observed of them, see `optdepth.features`.
+            of_state, where: as in `from_logits`.
         """
         given = torch.as_tensor(answers)
-        if kind not in FEATURES_OF:
-            raise InputError(f"answers are {' or '.join(FEATURES_OF)}, not {kind!r}")
+        if kind not in get_args(Answers):
+            raise InputError(f"answers are {' or '.join(get_args(Answers))}, not {kind!r}")
         if given.ndim < 2 or given.shape[:2] != np.shape(losses):
             shapes = f"{tuple(given.shape)}, {np.shape(losses)}"
             raise InputError(f"answers must be (N, K, ...) and losses (N, K); got {shapes}")
         _check_finite("answer", given.flatten(2).numpy() if given.ndim > 2 else given.numpy())
-        seen, features = observe(given, kind, None if residuals is None else torch.as_tensor(residuals))
+        seen, features = observe(given, kind, of_state)
         if "identity" not in where:  # of the answers alone: the same samples under another loss are the same samples
             where["identity"] = identities(given)
         if kind == "classes" and given.ndim == 3 and "disagreement" not in where:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .costs import flops
 from .errors import InputError
+from .features import frugal_features
 from .inference.clock import Clocked, clock
 from .inference.engine import Engine
 from .inference.timings import latency
@@ -26,10 +27,10 @@ from .runs import CERTIFIED, SPLITS, Run
 from .stopping.bounds import prophet
 from .stopping.certify import Certificate
 from .stopping.evaluate import Evaluation, evaluate
-from .stopping.gain import FRUGAL
 from .stopping.methods import METHODS, SOLVED, method_of
 from .stopping.risks import Measure
 from .stopping.rule import FixedDepth, Origin, Rule
+from .threads import ThreadChoice, said
 from .trace import Trace
 from .training.depth_loss import depth_loss
 from .training.loop import train
@@ -62,7 +63,7 @@ def train_run(
         settings: other arguments of `train`.
 
     Returns:
-        How many epochs there were, and the accuracy of each exit on the fit split.
+        How many epochs there were, on how many threads, and the accuracy of each exit on the fit split.
     """
     objective = depth_loss(loss, price)
     loaded = run.begin(data, seed, image_size)
@@ -76,28 +77,33 @@ def train_run(
         built, loaded, loss=objective, costs=costs.tolist(), seed=seed, out=run.folder, progress=progress, **settings
     )
     accuracy = dict(zip((exit.name for exit in built.exits), history.epochs[-1].accuracy, strict=True))
-    return {"epochs": len(history.epochs), "fit accuracy": accuracy}
+    return {"epochs": len(history.epochs), "threads": history.epochs[-1].threads, "fit accuracy": accuracy}
 
 
-def record_run(run: Run, *, measure: str, batch: int, progress: bool) -> dict[str, Trace]:
+def record_run(run: Run, *, measure: str, batch: int, progress: bool) -> tuple[dict[str, Trace], int]:
     """Records the traces of the fit, certify and test splits; costs are multiples of the full network's.
 
     Args:
         measure: "flops", or "latency" at the batch size given.
+
+    Returns:
+        The traces by split, and the number of threads that the network ran on.
     """
     data, network = run.data(), run.network()
     device = next(network.parameters()).device
     example = next(data.batches("fit", batch))[0].to(device)
-    costs = flops(network, example[:1]) if measure == "flops" else latency(network, example, features=FRUGAL)
+    costs = flops(network, example[:1]) if measure == "flops" else latency(network, example, features=frugal_features())
     costs = costs.relative()
     traces = {}
-    for split in SPLITS:
-        held = data.splits[split]
-        steps = -(-len(held) // 256)
-        feed = shown_steps(data.batches(split), f"recording {split}", total=steps, shown=progress)
-        traces[split] = record(network, feed, costs, source=held.source, rows=held.rows)
+    images = next(data.batches("fit"))[0].to(device)
+    with torch.inference_mode(), ThreadChoice().running("recording", images, network) as threads:
+        for split in SPLITS:
+            held = data.splits[split]
+            steps, label = -(-len(held) // 256), f"recording {split} on {said(threads)}"
+            feed = shown_steps(data.batches(split), label, total=steps, shown=progress)
+            traces[split] = record(network, feed, costs, source=held.source, rows=held.rows)
     run.record(traces)
-    return traces
+    return traces, threads
 
 
 def solve_run(
@@ -139,18 +145,19 @@ def evaluate_run(run: Run, *, clocked: list[int], repeats: int, progress: bool) 
     device = next(network.parameters()).device
     inputs = torch.cat([images for images, _ in data.batches("test", 1024)]).to(device)
     rows = []
-    for name, rule in everything.items():
-        found = evaluate(rule, test)
-        row = {"method": name, "price": rule.origin.price, **_summary(found), "shares": found.shares.tolist()}
-        if name in rules:
-            row["engine exits unlike the trace's"] = _differences(Engine(network, rule), inputs, found)
-        rows.append(row)
-    twice = test.samples.duplicates(traces["fit"].samples)
+    with torch.inference_mode(), ThreadChoice().running("judging", inputs[:256], network.full) as threads:
+        for name, rule in everything.items():
+            found = evaluate(rule, test)
+            row = {"method": name, "price": rule.origin.price, **_summary(found), "shares": found.shares.tolist()}
+            if name in rules:
+                row["engine exits unlike the trace's"] = _differences(Engine(network, rule), inputs, found)
+            rows.append(row)
     result: dict[str, Any] = {
         "samples": len(test),
-        "duplicates": twice,
+        "duplicates": test.samples.duplicates(traces["fit"].samples),
         "unit": test.costs.unit,
         "exits": names,
+        "threads": threads,
         "rows": rows,
     }
     prices = sorted({rule.origin.price for rule in rules.values() if rule.origin.price is not None})
@@ -166,7 +173,6 @@ def evaluate_run(run: Run, *, clocked: list[int], repeats: int, progress: bool) 
             progress=progress,
         )
         result["clock"] = [asdict(row) for row in timed]
-        result["threads"] = torch.get_num_threads()
     result["versions"] = versions()
     run.judge(result, test)
     return result
@@ -186,7 +192,7 @@ def export_run(run: Run, *, rule: str, out: Path, progress: bool) -> Bundle:
     if rule not in solved:
         raise InputError(f"no rule {rule!r} in {run.folder}; it has {', '.join(solved)}")
     network = run.network().cpu()
-    return export(network, solved[rule].cpu(), next(data.batches("certify", 64))[0], out, progress=progress)
+    return export(network, solved[rule].to("cpu"), next(data.batches("certify", 64))[0], out, progress=progress)
 
 
 def versions() -> dict[str, str]:
@@ -212,7 +218,11 @@ def _differences(engine: Engine, inputs: Tensor, found: Evaluation) -> int:
 def _training(run: Run) -> dict[str, Any]:
     """How the network was trained, for people."""
     path = run.folder / "training.json"
-    return json.loads(path.read_text())["settings"] if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    history = json.loads(path.read_text())
+    threads = dict.fromkeys(epoch["threads"] for epoch in history["epochs"])
+    return {**history["settings"], "threads": ", then ".join(map(str, threads))}
 
 
 def report_run(run: Run, *, price: float | None, command: str) -> Path:

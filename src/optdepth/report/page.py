@@ -204,11 +204,12 @@ def _costs(study: Study, clock: Sequence[Clocked]) -> Section:
         )
         tables.append(
             Table(
-                ("rule", "batch", "full network, ms", "with the rule, ms", "times faster", "times cheaper"),
+                ("rule", "batch", "threads", "full network, ms", "with the rule, ms", "times faster", "times cheaper"),
                 tuple(
                     (
                         row.method,
                         f"{row.batch:,}",
+                        str(row.threads),
                         f"{row.full:.4g}",
                         f"{row.engine:.4g}",
                         f"{row.speedup:.2f}",

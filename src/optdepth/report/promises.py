@@ -10,7 +10,6 @@ from ..stopping.bounds import Gap, gap
 from ..stopping.certify import Certificate
 from ..stopping.finite import FiniteDepth, finite_depth
 from ..stopping.methods import METHODS, SOLVED
-from ..stopping.placed import Placed
 from ..stopping.placement import keep
 from ..trace import Trace
 from .study import Study
@@ -50,8 +49,7 @@ class Promises:
         rule, fit, test = study.rules[SOLVED], study.fit, study.test
         family = METHODS[SOLVED].solve(fit)
         found = family.certified(certify, risk=RISK, confidence=CONFIDENCE, measure="excess")
-        between, kept, names = rule, test, study.names
-        if isinstance(rule, Placed):
-            between, kept, names = rule.inner, keep(test, rule.kept), tuple(study.names[k] for k in rule.kept)
-        depth = finite_depth(kept, between, price=study.price)
+        kept = test if len(rule.kept) == test.n_exits else keep(test, rule.kept)
+        depth = finite_depth(kept, rule.inner, price=study.price)
+        names = tuple(study.names[k] for k in rule.kept)
         return cls(found, gap(rule, fit, test, price=study.price), depth, names)

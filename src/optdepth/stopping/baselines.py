@@ -36,9 +36,12 @@ class Threshold(Rule):
                 f"{tuple(thresholds.shape)} thresholds for {len(origin.costs)} exits; one each but the last"
             )
         self.below = below
-        self.thresholds: Tensor
-        self.register_buffer("thresholds", thresholds.float())
-        self._cuts: list[float] = self.thresholds.tolist()
+        self._cuts: tuple[float, ...] = tuple(thresholds.float().tolist())
+
+    @property
+    def thresholds(self) -> Float[Tensor, " K-1"]:
+        """One for each exit but the last."""
+        return torch.tensor(self._cuts, dtype=torch.float32)
 
     def stop(self, k: int, observation: Float[Tensor, "n F"]) -> Bool[Tensor, " n"]:
         score, cut = observation[:, 0], self._cuts[k]
@@ -47,25 +50,44 @@ class Threshold(Rule):
     def decide(self, k: int, observation: Sequence[float]) -> bool:
         return observation[0] <= self._cuts[k] if self.below else observation[0] >= self._cuts[k]
 
+    def score(self, k: int, observation: Float[Tensor, "n F"]) -> Float[Tensor, " n"]:
+        return observation[:, 0] - self._cuts[k] if self.below else self._cuts[k] - observation[:, 0]
+
     def arguments(self) -> dict[str, Any]:
         return {"feature": self.features[0], "thresholds": self.thresholds, "below": self.below}
 
 
 @solver
 def confidence(trace: Trace, *, per_exit: bool = False) -> Callable[[float], Threshold]:
-    """Stops once the most likely class is likely enough (the rule of BranchyNet, MSDNet and CALM); see `tuned`."""
+    """Stops once the most likely class is likely enough (the rule of BranchyNet, MSDNet and CALM); see `tuned`.
+
+    Example:
+        >>> rule = od.confidence(fit).within(0.8)
+        >>> od.evaluate(rule, test).cost < 0.9
+        True
+    """
     return tuned(trace, "confidence", per_exit=per_exit).solve
 
 
 @solver
 def entropy(trace: Trace, *, per_exit: bool = False) -> Callable[[float], Threshold]:
-    """Stops once the class distribution is sharp enough (the rule of DeeBERT); see `tuned`."""
+    """Stops once the class distribution is sharp enough (the rule of DeeBERT); see `tuned`.
+
+    Example:
+        >>> od.entropy(fit, price=0.05).below
+        True
+    """
     return tuned(trace, "entropy", below=True, per_exit=per_exit).solve
 
 
 @solver
 def patience(trace: Trace, *, per_exit: bool = False) -> Callable[[float], Threshold]:
-    """Stops once enough exits in a row agree (the rule of PABEE); see `tuned`."""
+    """Stops once enough exits in a row agree (the rule of PABEE); see `tuned`.
+
+    Example:
+        >>> od.patience(fit, price=0.05).features
+        ('streak',)
+    """
     return tuned(trace, "streak", per_exit=per_exit).solve
 
 

@@ -182,7 +182,6 @@ def certify(
     trace = _independent(trace, rules)
     tests = RiskTest.of(trace, risk, confidence, measure)
     full = FixedDepth(Origin(trace.costs, trace.network, recall=trace.recall), trace.n_exits - 1)
-    alone = (full, evaluate(full, trace))
     order = np.random.default_rng(seed).permutation(len(trace))
     passed: list[tuple[Rule, Evaluation]] = []
     tested = 0
@@ -197,7 +196,7 @@ def certify(
         if failed:
             break
         passed.append((rule, found))
-    rule, found = min(passed, key=lambda pair: pair[1].cost, default=alone)
+    rule, found = min(passed, key=lambda pair: pair[1].cost, default=(full, evaluate(full, trace)))
     cheaper = _cheaper(found.cost, trace.costs.full)
     means = {test: float(measured(test.measure, found.stopped_at, trace).mean()) for test in tests}
     return Certificate(

@@ -79,6 +79,11 @@ def evaluate(rule: Rule, trace: Trace) -> Evaluation:
 
     Raises:
         InputError: any of the samples fitted the rule, or the trace comes from another network.
+
+    Example:
+        >>> found = od.evaluate(od.placed(fit, price=0.05), test)
+        >>> bool(np.isclose(found.value(0.05), found.loss + 0.05 * found.cost))
+        True
     """
     rule.origin.check_unused(trace)
     return replace(applied(rule, trace), duplicates=trace.samples.duplicates(rule.origin.fitted_on))

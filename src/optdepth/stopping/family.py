@@ -17,6 +17,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
 import numpy as np
 
 from ..errors import InputError
+from ..threads import light
 from ..trace import Trace
 from .certify import Certificate, certify
 from .evaluate import applied
@@ -45,6 +46,13 @@ class Family(Generic[R_co]):
     Attributes:
         trace: the fit split.
         solve: the rule at a price >= 0; its mean cost falls as the price rises.
+
+    Example:
+        >>> family = od.placed(fit)
+        >>> family.at(0.05).origin.price
+        0.05
+        >>> family.certified(certify, risk=0.05, confidence=0.9, measure="excess").certified
+        True
     """
 
     trace: Trace
@@ -215,12 +223,13 @@ def solver(prepare: Callable[Concatenate[Trace, P], Callable[[float], R_co]]) ->
     """Makes a solver of a function that makes a trace ready and returns price -> rule.
 
     The solver takes the same arguments, and `price` (loss that one unit of cost is worth, >= 0) or `budget` (mean cost
-    a sample): with one of them it returns that rule, `Family.at` or `Family.within`; with neither the `Family`.
+    a sample): with one of them it returns that rule, `Family.at` or `Family.within`; with neither the `Family`. It is
+    `light` work.
     """
 
     @wraps(prepare)
     def solved(trace: Trace, *args: Any, price: float | None = None, budget: float | None = None, **kwargs: Any) -> Any:
-        family = Family(trace, prepare(trace, *args, **kwargs))
+        family = Family(trace, light(light(prepare)(trace, *args, **kwargs)))
         return family if price is None and budget is None else family.chosen(price=price, budget=budget)
 
     plain = inspect.signature(prepare)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from ..errors import InputError
+from ..threads import light
 from ..trace import Trace
 from .evaluate import Evaluation, evaluate
 from .methods import method_of
@@ -65,6 +66,7 @@ class Frontier:
             raise InputError("the full network costs nothing, so no share of its cost can be saved")
         return 1.0 - self.cost_at(self.full.loss + drop) / self.full.cost
 
+    @light
     def resampled(self, grid: ArrayLike, *, resamples: int = 200, seed: int = 0) -> Float[Array, "resamples G"]:
         """Mean loss at the mean costs of `grid`, on bootstrap resamples of the test samples.
 

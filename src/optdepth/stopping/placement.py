@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ..errors import InputError
+from ..threads import light
 from ..trace import Trace
 from .family import check_price
 from .posterior import expected_losses
@@ -94,6 +95,7 @@ def keep(trace: Trace, exits: Sequence[int]) -> Trace:
     )
 
 
+@light
 def place(trace: Trace, *, price: float, most: int | None = None, seed: int = 0) -> Placement:
     """The exits to keep: the least mean of loss + price x cost, at the trace's costs of trunk, looks and answers.
 

@@ -43,12 +43,17 @@ def snell(trace: Trace, *, features: Sequence[str] | None = None, seed: int = 0)
         trace: the fit split; the rule is to be judged on another.
         price, budget: one of them for that rule, neither for the family; see `solver`.
         features: observations to decide on. If none are named, margin, entropy and streak where the trace has them: the
-            others of `observe.FEATURES` say little more, and every feature is time on the clock at each look. All there
-            are where it has not, as on a trace without a network.
+            others say little more, and every feature is time on the clock at each look (`features.frugal_features`).
+            All there are where it has not, as on a trace without a network.
         seed: of the folds, and of the random parts of regressions.
 
     Raises:
         InputError: fewer than 50 samples, or a feature that the trace lacks.
+
+    Example:
+        >>> od.snell(fit, price=0.05).origin.price
+        0.05
+        >>> family = od.snell(fit)  # every price, with the samples that fitted it
     """
     if len(trace) < 10 * FOLDS:
         raise InputError(f"{len(trace)} samples are too few to solve on; {10 * FOLDS} is the least")
