@@ -15,7 +15,7 @@ from PIL import Image
 from optdepth import workflow
 from optdepth.carving import Carving
 from optdepth.errors import InputError
-from optdepth.export import onnx
+from optdepth.export import bundle
 from optdepth.runs import CERTIFIED, SPLITS, Run
 from optdepth.stopping import methods
 from optdepth.stopping.baselines import confidence
@@ -92,7 +92,7 @@ def quick(patch: pytest.MonkeyPatch, cache: Path) -> None:
     for name in (SOLVED, "snell", "lookahead"):
         patch.setitem(methods._METHODS, name, replace(methods.METHODS[name], solve=confidence))
     patch.setattr(workflow, "write_report", lambda *args, **kwargs: None)
-    patch.setattr(onnx, "export", lambda *args, **kwargs: None)
+    patch.setattr(bundle, "export", lambda *args, **kwargs: None)
 
 
 @pytest.fixture(scope="module")
