@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from optdepth.continuous.figures import draw
 from optdepth.continuous.obstacle import free_boundary
 from optdepth.continuous.paths import sample_paths
 from optdepth.continuous.problem import StoppingProblem
@@ -251,7 +252,7 @@ def test_a_solver_that_did_not_converge_has_no_value() -> None:
     found = free_boundary(known.problem, box=known.box, nodes=401, most=1)
     assert found.status == "not converged"
     assert str(found).startswith("not converged on 401 nodes, ")
-    for ask in (lambda: found.value, lambda: found.at([[0.0]]), found.boundary, found.plot):
+    for ask in (lambda: found.value, lambda: found.at([[0.0]]), found.boundary, lambda: draw(found)):
         with pytest.raises(InputError, match="there is no value; allow more iterations"):
             ask()
     known = american_put()
