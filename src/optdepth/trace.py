@@ -21,6 +21,8 @@ from .recall import Windows, checked, every_answer
 
 Array = np.ndarray
 _FORMAT, _VERSION = "optdepth.trace", 2
+_ROUNDED, _LEAST = 1e-5, float(np.finfo(np.float32).tiny)
+"""Numbers no further apart than this share, or this much, are one that float32 has rounded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +116,8 @@ class Trace:
         rows: (N,) number of each sample in its source.
         network: fingerprint of the network recorded, empty when there is none.
         recall: which exits' answers the losses are of, where an exit does not answer by itself; see `optdepth.recall`.
+        reward: the feature that is the reward, where `from_rewards` found that one is and that no reward is negative:
+            where it is 0 stopping earns nothing, and going on cannot earn less.
     """
 
     losses: Float[Array, "N K"]
@@ -125,6 +129,7 @@ class Trace:
     rows: Int[Array, " N"] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     network: str = ""
     recall: Windows = ()
+    reward: str = ""
 
     def __post_init__(self) -> None:
         losses = np.asarray(self.losses, dtype=np.float64)
@@ -231,7 +236,8 @@ class Trace:
 
         Args:
             rewards: of stopping at each exit.
-            observations: what may be seen there.
+            observations: what may be seen there. If one of them is the reward, in any unit, and no reward is negative,
+                solved rules go on where it is 0 and going on is free, and are fitted on the other samples alone.
             costs: of the exits; none when not given, and then the price to solve at is 0.
             discount: what a reward keeps of its worth from one exit to the next, in (0, 1]; or (K,) what it keeps until
                 each exit.
@@ -245,7 +251,8 @@ class Trace:
         if kept.shape != gained.shape[1:] or not ((kept > 0) & (kept <= 1)).all():
             raise InputError(f"discount {discount} must be one factor in (0, 1], or one for each of the K exits")
         exits = costs if costs is not None else Costs.of(np.zeros(gained.shape[1]))
-        return cls(-kept * gained, np.asarray(observations), exits, **rest)
+        made = cls(-kept * gained, np.asarray(observations), exits, **rest)
+        return replace(made, reward=_reward_seen(gained, made))
 
     def __len__(self) -> int:
         return len(self.losses)
@@ -295,7 +302,7 @@ class Trace:
         """One trace of the samples of several, recorded from the same source, network and exits."""
         first = traces[0]
         for other in traces[1:]:
-            shared = ("source", "network", "features", "recall")
+            shared = ("source", "network", "features", "recall", "reward")
             same = all(getattr(other, name) == getattr(first, name) for name in shared)
             if not same or not np.array_equal(other.costs.paid(), first.costs.paid()):
                 raise InputError(f"traces to concatenate must share {', '.join(shared)} and costs")
@@ -319,6 +326,7 @@ class Trace:
             tensors["posterior_losses"] = self.posterior_losses
         about = {"format": _FORMAT, "version": _VERSION, "features": self.features, "unit": self.costs.unit}
         about |= {"source": self.source, "network": self.network, "recall": self.recall}
+        about |= {"reward": self.reward}
         write_tensors(Path(path), {name: torch.as_tensor(value) for name, value in tensors.items()}, about)
 
     @classmethod
@@ -338,6 +346,7 @@ class Trace:
                 rows=tensors["rows"],
                 network=about["network"],
                 recall=about.get("recall", ()),
+                reward=about.get("reward", ""),
             )
         except KeyError as error:
             raise InputError(f"{path} lacks {error}; record it again") from None
@@ -363,6 +372,19 @@ def _check_finite(what: str, values: Array) -> None:
     if len(bad):
         where = tuple(int(i) for i in bad[0])
         raise InputError(f"{what} of sample {where[0]} at exit {where[1]} is {values[where]}; it must be finite")
+
+
+def _reward_seen(gained: Array, trace: Trace) -> str:
+    """The feature that is the reward (N, K) up to a positive factor at each exit; empty where none is."""
+    most = gained.max(axis=0)
+    if gained.min() < 0 or not most.any():
+        return ""
+    highest = gained.argmax(axis=0), np.arange(trace.n_exits)
+    for name, column in zip(trace.features, np.moveaxis(trace.observations, 2, 0), strict=True):
+        factor = np.divide(column[highest], most, out=np.zeros(trace.n_exits), where=most > 0)
+        if (factor[most > 0] > 0).all() and np.allclose(column, factor * gained, rtol=_ROUNDED, atol=_LEAST):
+            return name
+    return ""
 
 
 def _digest(*arrays: Array) -> str:

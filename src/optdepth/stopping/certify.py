@@ -203,7 +203,7 @@ def ladder(family: Family, fit: Trace, *, risk: float, measure: Measure = "loss"
         step, low, high = max(steps, default=(0.0, 0.0, 0.0))
         if step < _FINE * fit.costs.full:
             break
-        climb((low * high) ** 0.5 or high / 4)
+        climb(float(np.sqrt(low) * np.sqrt(high)) or high / 4)
     return [rungs[price][0] for price in sorted(rungs)]
 
 

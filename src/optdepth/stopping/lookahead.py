@@ -16,6 +16,7 @@ from .posterior import expected_losses
 from .price import solve_at
 from .regression import Regression, bases, shuffled
 from .rule import Origin, Rule
+from .scale import common_exponent, priced
 
 
 def lookahead(trace: Trace, *, price: float | None = None, budget: float | None = None, seed: int = 0) -> GainRule:
@@ -39,7 +40,9 @@ def lookahead_family(trace: Trace, *, seed: int = 0) -> Callable[[float], GainRu
     step = np.diff(trace.costs.paid())
 
     def at(price: float) -> GainRule:
-        gains = [fit.function(plus=-price * float(step[k])) for k, fit in enumerate(fits)]
+        by = common_exponent(drop, step, price)
+        toll = priced(step, price, by)
+        gains = [fit.function(-float(toll[k]), by) for k, fit in enumerate(fits)]
         return GainRule(Origin.of(trace, price), features, gains)
 
     return at

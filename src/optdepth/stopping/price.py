@@ -73,7 +73,7 @@ def _bisect(trace: Trace, family: Callable[[float], R], budget: float) -> R:
     for _ in range(24):
         if applied(best, trace).cost >= budget * (1 - _CLOSE) or low * _NEAR > high:
             break
-        middle = (low * high) ** 0.5 if low > 0 else high / 8
+        middle = float(np.sqrt(low) * np.sqrt(high)) if low > 0 else high / 8
         rule = family(middle)
         if applied(rule, trace).cost <= budget:
             best, high = rule, middle
