@@ -1,16 +1,20 @@
-# Two commands: `make demo` shows what the library does, `make test` checks that it does it.
+# Two commands: `make demo` shows what the library does, `make test` checks that it does it. `make matrix` runs the suite
+# under settings that round, share the cores and order otherwise; `make matrix ROWS="1 2"` under some of them.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test matrix lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/optdepth demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+matrix: $(INSTALLED)
+	$(BIN)/python tests/matrix.py $(ROWS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

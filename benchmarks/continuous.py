@@ -45,6 +45,7 @@ from optdepth.stopping.baselines import tuned
 from optdepth.stopping.evaluate import evaluate
 from optdepth.stopping.rule import Rule
 from optdepth.stopping.snell import snell
+from optdepth.threads import on_threads
 from optdepth.trace import Costs, Trace
 
 HERE = RESULTS / "continuous"
@@ -205,7 +206,7 @@ def clock(study: FlowStudy) -> dict[str, float]:
         "odeint_event, image by image": lambda: _alone(network, study.boundary, images),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
-    with torch.no_grad():
+    with torch.no_grad(), on_threads(torch.get_num_threads()):  # the same for all of them
         for turn in range(8):
             for name, way in ways.items():
                 begin = time.perf_counter()

@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,10 +36,10 @@ from optdepth.data import Data, load_data, normalise
 from optdepth.errors import InputError
 from optdepth.networks import StagedNetwork, resnet, transplant
 from optdepth.record import record
+from optdepth.runs import SPLITS, Run
 from optdepth.trace import Costs, Trace
 from optdepth.training import train
 from optdepth.training.loop import NETWORK, RECORD
-from optdepth.workflow import SPLITS, Run
 
 _load = cache(lambda name, seed: load_data(name, seed=seed))
 HERE = RESULTS / "depth_loss"
@@ -242,16 +243,17 @@ def traces_of(run: Run, network: StagedNetwork, data: Data, costs: Costs) -> dic
     """The traces of the three splits, recorded where there is none of this network, data, costs and format."""
     traces, wanted = {}, costs.paid().tolist()
     for split in SPLITS:
-        held = data.splits[split]
+        held, path = data.splits[split], run.folder / "traces" / f"{split}.safetensors"
         try:
-            trace = run.trace(split)
+            trace = Trace.load(path)
             fits = (trace.network, trace.source) == (network.fingerprint(), held.source)
+            fits = fits and np.array_equal(trace.rows, held.rows)
             fits = fits and trace.costs.paid().tolist() == wanted
         except InputError:  # none, or of another version of the format
             fits = False
         if not fits:
-            trace = record(network, data.batches(split), costs, source=held.source, rows=held.rows)
-            trace.save(run.folder / "traces" / f"{split}.safetensors")
+            trace = record(network, data.batches(split), costs)
+            trace.save(path)
         traces[split] = trace
     return traces
 

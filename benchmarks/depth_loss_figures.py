@@ -8,7 +8,7 @@ import numpy as np
 
 from depth_loss_bands import falling
 from figures import table_row
-from optdepth.stopping.frontier import SOLVED
+from optdepth.stopping.methods import SOLVED
 
 Figures = dict[str, Any]
 Found = dict[str, list[Figures]]

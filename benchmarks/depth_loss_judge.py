@@ -15,23 +15,23 @@ from torch import Tensor
 from depth_loss_bands import Swept, ahead
 from figures import provenance
 from optdepth.recall import Windows, best_recall
+from optdepth.runs import Run
 from optdepth.stopping.bounds import gap
-from optdepth.stopping.certify import certified
 from optdepth.stopping.evaluate import Evaluation, evaluate
+from optdepth.stopping.family import Family
 from optdepth.stopping.finite import finite_depth
-from optdepth.stopping.frontier import BASELINES, FAMILIES, SOLVED, fixed_depths
+from optdepth.stopping.frontier import fixed_depths
+from optdepth.stopping.methods import METHODS, SOLVED, baselines
 from optdepth.stopping.placed import Placed
 from optdepth.stopping.placement import keep
-from optdepth.stopping.price import Family
-from optdepth.stopping.rule import FixedDepth, Origin
+from optdepth.stopping.rule import FixedDepth, Origin, Rule
 from optdepth.stopping.snell import snell
 from optdepth.trace import Trace
 from optdepth.training.loop import RECORD
-from optdepth.workflow import Run
 
 PRICES = (0.001, 0.0032, *np.geomspace(0.01, 1.0, 13).round(4).tolist())
 """Loss that one full pass is worth. The two lowest fill the frontier up to the cost of the whole network."""
-METHODS = (SOLVED, *BASELINES)
+RULES = (SOLVED, *baselines())
 JUDGES = ("certify", "test")
 
 
@@ -50,7 +50,8 @@ class Recording:
 
     def looks(self, exits: Sequence[int], recall: Windows = ()) -> Trace:
         """As a network with only these exits records it: patience counts agreements between the exits looked at."""
-        costs, where = keep(self.trace, exits).costs, {"source": self.trace.source, "rows": self.trace.rows}
+        costs = keep(self.trace, exits).costs
+        where = {name: getattr(self.trace, name) for name in ("source", "rows", "identity")}
         return Trace.from_logits(self.logits[:, list(exits)], self.labels, costs, recall=recall, **where)
 
 
@@ -58,7 +59,7 @@ def judge(recorded: dict[str, Recording]) -> dict[str, Any]:
     """Accuracy of every exit, solved rule and tuned thresholds at every price and budget, certificate, residuals."""
     traces = {split: each.trace for split, each in recorded.items()}
     fit = traces["fit"]
-    family = FAMILIES[SOLVED](fit)
+    family = METHODS[SOLVED].solve(fit)
     sweep, rules = zip(*(at_price(recorded, family, price) for price in PRICES), strict=True)
     costs = {"reach": fit.costs.reach.tolist(), "look": fit.costs.look.tolist(), "paid": fit.costs.paid().tolist()}
     return {
@@ -82,17 +83,17 @@ def at_budgets(test: Trace, rules: Sequence[dict[str, Evaluation]]) -> list[dict
     """
     each = fixed_depths(test)
     swept = {}
-    for method in METHODS:
+    for method in RULES:
         found = [each[0], *(rule[method] for rule in rules), each[-1]]
         swept[method] = Swept(np.stack([one.losses for one in found]), np.stack([one.costs for one in found]))
     return ahead(swept.pop(SOLVED), swept)
 
 
 def at_price(
-    recorded: dict[str, Recording], family: Family, price: float
+    recorded: dict[str, Recording], family: Family[Rule], price: float
 ) -> tuple[dict[str, Any], dict[str, Evaluation]]:
     """What each method does with the exits that the solved rule looks at; and its rule on the test samples."""
-    rule, test = family(price), recorded["test"].trace
+    rule, test = family.at(price), recorded["test"].trace
     left = gap(rule, recorded["fit"].trace, test, price=price)
     pooled: dict[str, Any] = {}
     if isinstance(rule, Placed):
@@ -100,10 +101,10 @@ def at_price(
         pooled = {"recalled": recalled(recorded, exits, price, rule.features)}
         kept = {split: each.looks(exits) for split, each in recorded.items()}
         test = keep(test, exits)
-        rules = {SOLVED: rule, **{method: FAMILIES[method](kept["fit"])(price) for method in BASELINES}}
+        rules = {SOLVED: rule, **{name: METHODS[name].solve(kept["fit"]).at(price) for name in baselines()}}
     else:  # no look pays, and all methods come to the whole network
         kept, exits = {split: each.trace for split, each in recorded.items()}, [test.n_exits - 1]
-        rules = dict.fromkeys(METHODS, rule)
+        rules = dict.fromkeys(RULES, rule)
     judged = {method: {split: evaluate(one, kept[split]) for split in JUDGES} for method, one in rules.items()}
     rows: dict[str, Any] = {}
     for method, found in judged.items():
@@ -150,16 +151,9 @@ def behind(rival: Evaluation, solved: Evaluation, price: float) -> dict[str, flo
     return {"behind": float(apart.mean()), "behind_error": float(apart.std(ddof=1) / np.sqrt(len(apart)))}
 
 
-def certificate(traces: dict[str, Trace], family: Family) -> dict[str, Any]:
+def certificate(traces: dict[str, Trace], family: Family[Rule]) -> dict[str, Any]:
     """The cheapest solved rule whose loss exceeds the full network's by at most 1%, with 95% confidence."""
-    found = certified(
-        family,
-        traces["fit"],
-        traces["certify"],
-        risk=0.01,
-        confidence=0.95,
-        measure="excess",
-    )
+    found = family.certified(traces["certify"], risk=0.01, confidence=0.95, measure="excess")
     test = evaluate(found.rule, traces["test"])
     return {"says": str(found), "cost": found.cost, "test": {"cost": test.cost, "accuracy": 1 - test.loss}}
 
@@ -169,10 +163,9 @@ def residuals(test: Trace) -> dict[str, Any]:
     if "residual" not in test.features:
         return {}
     sizes = test.columns(["residual"])[:, :, 0]
-    rule = FixedDepth(Origin.of(test, 1.0), test.n_exits - 1)
-    other = test.split(0.5, 0.5, seed=0)
-    rule.origin = Origin.of(other[0], 1.0)
-    law = finite_depth(other[1], rule, price=1.0).residual.decay
+    fit, judge = test.split(0.5, 0.5, seed=0)
+    rule = FixedDepth(Origin.of(fit, 1.0), test.n_exits - 1)
+    law = finite_depth(judge, rule, price=1.0).residual.decay
     return {"mean": sizes.mean(0).round(4).tolist(), "law": "too few depths of one shape" if law is None else str(law)}
 
 

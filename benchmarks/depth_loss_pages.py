@@ -30,7 +30,7 @@ from figures import load, table_row
 from optdepth.errors import InputError
 from optdepth.flows import save_figure
 from optdepth.palette import BLUE, GREEN, ORANGE, SKY
-from optdepth.stopping.frontier import SOLVED
+from optdepth.stopping.methods import SOLVED
 
 SHOWN = (0.01, 0.0215, 0.0464, 0.1, 0.2154, 0.4642, 1.0)
 """Prices in the tables: every second one of the sweep."""

@@ -10,7 +10,7 @@ from depth_loss_arms import DEEPER
 from depth_loss_bands import BUDGETS
 from depth_loss_figures import Figures, Found, at, by_seed, cost_at, last_loss, rule, solved, spread
 from figures import table_row
-from optdepth.stopping.frontier import SOLVED
+from optdepth.stopping.methods import SOLVED
 
 DROPS = (0.0, 0.01, 0.02, 0.05)
 CHOSEN = "best on certify"

@@ -38,6 +38,7 @@ from optdepth.stopping.baselines import confidence
 from optdepth.stopping.placed import Placed, placed
 from optdepth.stopping.placement import keep
 from optdepth.stopping.rule import FixedDepth, Origin, Rule
+from optdepth.threads import on_threads
 from optdepth.trace import Trace
 
 HERE = RESULTS / "engine"
@@ -63,7 +64,12 @@ def main() -> None:
     names = given.networks.split(",")
     if unknown := [name for name in names if name not in SUBJECTS]:
         raise InputError(f"no network {unknown[0]!r}; there are {', '.join(SUBJECTS)}")
-    torch.set_num_threads(given.threads)
+    with on_threads(given.threads):  # the same for the engine and its rivals
+        run(given, names)
+
+
+def run(given: argparse.Namespace, names: list[str]) -> None:
+    """Times the networks named, and writes figures and table."""
     made = provenance(__file__, also=("onnxruntime", "earlyon", "transformers"), device=given.device)
     if given.soak:
         subject = SUBJECTS["linear"](given.data, given.text)

@@ -16,8 +16,8 @@ from optdepth.batch import Inputs, hidden
 from optdepth.cli import record, train
 from optdepth.costs import flops
 from optdepth.networks import StagedNetwork
+from optdepth.runs import Run
 from optdepth.trace import Trace
-from optdepth.workflow import Run
 
 RUNS = Path("runs")
 
@@ -90,8 +90,9 @@ def _images(title: str, folder: Path) -> Subject:
     network = run.network()
     device = next(network.parameters()).device
     images = torch.cat([x for x, _ in itertools.islice(run.data().batches("test", 256), 8)]).to(device)
+    traces = run.traces()
     return Subject(
-        title, folder, network, run.trace("fit"), run.trace("test"), images, (0.1, 0.3, 0.6), 512, (1, 4, 16, 64, 256)
+        title, folder, network, traces["fit"], traces["test"], images, (0.1, 0.3, 0.6), 512, (1, 4, 16, 64, 256)
     )
 
 

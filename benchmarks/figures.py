@@ -11,9 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from optdepth.files import write_atomically
+from optdepth.threads import own, said
 
 RESULTS = Path(__file__).parent / "results"
 """Where figures, pages and pictures go: one folder a benchmark, scripts apart from it."""
@@ -32,7 +31,7 @@ def provenance(script: str | Path, *, also: Sequence[str] = (), device: str = "c
     return {
         "command": " ".join(["python", f"benchmarks/{Path(script).name}", *sys.argv[1:]]),
         "commit": _output("git", "rev-parse", "--short", "HEAD"),
-        "machine": f"{_processor()}, {torch.get_num_threads()} threads, {device}",
+        "machine": f"{_processor()}, {said(count) if (count := own()) else 'as many threads as pay'}, {device}",
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in (*_VERSIONS, *also)},
     }
 

@@ -26,6 +26,8 @@ from figures import RESULTS, made_by, provenance, save, table_row
 from optdepth.batch import hidden
 from optdepth.errors import InputError
 from optdepth.flows import save_figure
+from optdepth.inference.looped import looped_engine
+from optdepth.networks import looped, unrolled
 from optdepth.palette import BLUE, ORANGE
 from optdepth.tasks import cross_entropy
 from optdepth.training import depth_loss
@@ -73,10 +75,10 @@ def _run(given: argparse.Namespace, arm: str, seed: int) -> dict[str, Any]:
     """One arm, one seed: train, solve at every price, judge."""
     data = od.load_data(given.data, seed=seed, image_size=given.image_size)
     folder = Path("runs") / f"looped-{data.name.split('/')[-1]}" / f"{ARMS[arm]}-{seed}"
-    network = od.looped(given.steps, classes=len(data.classes), channels=data.channels, width=given.width, seed=seed)
+    network = looped(given.steps, classes=len(data.classes), channels=data.channels, width=given.width, seed=seed)
     options = {"batch_size": given.batch_size, "lr": 0.01 * given.batch_size / 32, "precision": given.precision}
     od.train(network, data, loss=depth_loss(ARMS[arm], 0.0), epochs=given.epochs, seed=seed, out=folder, **options)
-    network = od.unrolled(od.load_network(folder / "network"), RECORDED * given.steps)
+    network = unrolled(od.load_network(folder / "network"), RECORDED * given.steps)
     costs = _in_steps(od.flops(network, next(data.batches("fit", 1))[0]))
     fit = _recorded(network, data, "fit", costs)
     rows = []
@@ -84,7 +86,7 @@ def _run(given: argparse.Namespace, arm: str, seed: int) -> dict[str, Any]:
         found = od.stationary(fit, price=price)
         rows.append({"price": price, "status": found.status})
         if found.status == "converged":
-            rows[-1] |= _judged(data, od.looped_engine(network, found.rule), fit, price)
+            rows[-1] |= _judged(data, looped_engine(network, found.rule), fit, price)
     return {
         "arm": arm,
         "seed": seed,
@@ -101,15 +103,14 @@ def _in_steps(costs: od.Costs) -> od.Costs:
 
 
 def _recorded(network: od.StagedNetwork, data: Any, split: str, costs: od.Costs, **more: Any) -> od.Trace:
-    held = data.splits[split]
-    return od.record(network, data.batches(split), costs, source=held.source, rows=held.rows, **more)
+    return od.record(network, data.batches(split), costs, **more)
 
 
 @torch.inference_mode()
 def _accuracy(network: od.StagedNetwork, data: Any) -> list[float]:
     """After each of 256 steps, on the test split."""
     inputs, labels = _some(data)
-    longer = od.unrolled(network, DEEPEST).eval()
+    longer = unrolled(network, DEEPEST).eval()
     right = [torch.stack([answer.argmax(1) == y for answer in longer(x)], 1) for x, y in _chunks(inputs, labels)]
     return torch.cat(right).float().mean(0).tolist()
 
@@ -118,7 +119,7 @@ def _judged(data: Any, engine: od.Engine, fit: od.Trace, price: float) -> dict[s
     """The engine on the test split, beside the number of steps for all that is best on the fit split."""
     alone = fit.costs.reach + fit.costs.look  # a fixed number of steps looks once
     steps = int((fit.losses.mean(0) + price * alone).argmin())
-    fixed = od.unrolled(engine.network, steps + 1).eval()
+    fixed = unrolled(engine.network, steps + 1).eval()
     wrong, plain, exits, paid = [], [], [], []
     for x, y in data.batches("test"):
         answer = engine(x)
@@ -157,7 +158,7 @@ def _report(network: od.StagedNetwork, data: Any, fit: od.Trace, costs: od.Costs
         if solved.status != "converged":
             found[name] = str(solved)
             continue
-        engine = od.looped_engine(network, solved.rule)
+        engine = looped_engine(network, solved.rule)
         inputs, labels = _some(data)
         test = od.record(engine.network, _chunks(inputs, labels), engine.rule.origin.costs, source="test", **more)
         norm = float(torch.linalg.matrix_norm(network.heads[-1].linear.weight, 2))

@@ -26,8 +26,8 @@ from optdepth.errors import InputError
 from optdepth.flows import save_figure
 from optdepth.inference.clock import clock
 from optdepth.palette import BLUE, GREEN, ORANGE
-from optdepth.stopping.frontier import FAMILIES, fixed_depths, frontier, prices_for
-from optdepth.stopping.price import solve_at
+from optdepth.stopping.frontier import fixed_depths, frontier, prices_for
+from optdepth.stopping.methods import method_of
 from optdepth.stopping.rule import FixedDepth, Origin
 from optdepth.trace import Trace
 from optdepth.training import depth_loss
@@ -143,7 +143,7 @@ def judged(network: od.StagedNetwork, data: od.TensorData, folder: Path, price: 
     costs = od.flops(network, example).relative()
     traces = {split: traced(network, data, split, costs, folder) for split in ("fit", "test")}
     fit, test = traces["fit"], traces["test"]
-    rules = {name: solve_at(fit, FAMILIES[name](fit), price=price, budget=None) for name in METHODS}
+    rules = {name: method_of(name).solve(fit).at(price) for name in METHODS}
     depths = {
         f"fixed {exit.name.rpartition('.')[2]}": FixedDepth(Origin.of(fit), k) for k, exit in enumerate(network.exits)
     }
@@ -171,8 +171,7 @@ def traced(network: od.StagedNetwork, data: od.TensorData, split: str, costs: od
     path = folder / "traces" / f"{split}.safetensors"
     if path.is_file() and (trace := Trace.load(path)).network == network.fingerprint():
         return trace
-    held = data.splits[split]
-    trace = od.record(network, data.batches(split, 64), costs, source=held.source, rows=held.rows)
+    trace = od.record(network, data.batches(split, 64), costs)
     trace.save(path)
     return trace
 

@@ -25,12 +25,16 @@ from figures import RESULTS, made_by, provenance, save, table_row
 from optdepth.errors import InputError
 from optdepth.flows import save_figure
 from optdepth.inference.clock import times
+from optdepth.inference.decoding import token_flops
 from optdepth.palette import BLUE, ORANGE
 from optdepth.progress import shown_steps
-from optdepth.stopping.frontier import FAMILIES, Frontier
+from optdepth.stopping.evaluate import Evaluation
+from optdepth.stopping.frontier import Frontier
+from optdepth.stopping.methods import method_of
 from optdepth.stopping.rule import FixedDepth, Origin
 from optdepth.tasks import token_cross_entropy
 from optdepth.tensors import TensorSplit
+from optdepth.threads import on_threads
 from optdepth.training.depth_loss import DeepSupervision
 
 sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]  # transformers would load it for images
@@ -132,16 +136,15 @@ def judged(
 ) -> dict[str, Any]:
     """Every rule at one price and over all prices, as it decodes the test split; three of them on the clock."""
     prompts = data.splits["test"].inputs["input_ids"]
-    costs = od.token_flops(model, network, prompts[:4]).relative()
-    held = data.splits["fit"]
-    fit = od.record(network, data.batches("fit", 64), costs, each="token", source=held.source, rows=held.rows)
+    costs = token_flops(model, network, prompts[:4]).relative()
+    fit = od.record(network, data.batches("fit", 64), costs, each="token")
     targets = data.splits["test"].labels[:JUDGING]
     test = od.record(network, [({"input_ids": prompts[:JUDGING]}, targets)], costs, each="token")
     texts = torch.cat([prompts[:JUDGING], targets[:, -1:]], dim=1)
-    families = {name: FAMILIES[name](fit) for name in METHODS}
+    families = {name: method_of(name).solve(fit) for name in METHODS}
     deepest = f"exit {len(network.exits)}"
     rules: dict[str, od.Rule] = {f"exit {k + 1}": FixedDepth(Origin.of(fit, price), k) for k in range(fit.n_exits)}
-    rules |= {name: family(price) for name, family in families.items()}
+    rules |= {name: family.at(price) for name, family in families.items()}
     decoders = {name: od.Decoder(model, network, rule) for name, rule in rules.items()}
     followed = {name: decoder.follow(texts) for name, decoder in decoders.items()}
     rows = []
@@ -159,7 +162,8 @@ def judged(
             ),
             *[lambda chunk, name=name: decoders[name].generate(chunk, 64) for name in (deepest, *METHODS)],
         ]
-        spent = times(serves, chunks, 5, said=f"writing with batches of {size}")
+        with on_threads(torch.get_num_threads()):  # the same for all of them
+            spent = times(serves, chunks, 5, said=f"writing with batches of {size}")
         clocked += [
             {"method": name, "batch": size, "ms a token": each / 64, "ratio": spent[0] / each}
             for name, each in zip(("generate", deepest, *METHODS), spent, strict=True)
@@ -178,11 +182,16 @@ def judged(
 
 
 def swept(
-    model: torch.nn.Module, network: od.StagedNetwork, name: str, family: Any, texts: Tensor, full: od.Evaluation
+    model: torch.nn.Module,
+    network: od.StagedNetwork,
+    name: str,
+    family: od.Family[od.Rule],
+    texts: Tensor,
+    full: Evaluation,
 ) -> dict[str, Any]:
     """Accuracy and cost of a method at every price, and the cost at which it gives up so much accuracy."""
     prices = shown_steps(PRICES, f"following by {name}")
-    found = tuple(od.Decoder(model, network, family(float(price))).follow(texts) for price in prices)
+    found = tuple(od.Decoder(model, network, family.at(float(price))).follow(texts) for price in prices)
     swept = Frontier(name, PRICES, found, full)
     costs, losses = swept.curve()
     needed = {str(drop): swept.cost_at(full.loss + drop) for drop in DROPS}

@@ -26,8 +26,10 @@ from optdepth.errors import InputError
 from optdepth.flows import save_figure
 from optdepth.networks.resnet import Heads
 from optdepth.palette import BLUE, GREEN, ORANGE, SKY
-from optdepth.stopping.frontier import FAMILIES, fixed_depths, frontier, prices_for
-from optdepth.workflow import Run, evaluate_run
+from optdepth.runs import Run
+from optdepth.stopping.frontier import fixed_depths, frontier, prices_for
+from optdepth.stopping.methods import METHODS
+from optdepth.workflow import evaluate_run
 
 HERE = RESULTS / "spine"
 BATCHES = [1, 32, 256]
@@ -87,11 +89,12 @@ def _accuracy(run: Run) -> float:
 
 def _sweep(run: Run) -> list[dict[str, Any]]:
     """Mean cost that each method needs to be as accurate as the full network, and nearly."""
-    fit, test = run.trace("fit"), run.trace("test")
+    traces = run.traces()
+    fit, test = traces["fit"], traces["test"]
     prices = prices_for(fit)
     full = fixed_depths(test)[-1]
     rows = []
-    for method in FAMILIES:
+    for method in METHODS:
         swept = frontier(method, fit, test, prices)
         costs, losses = swept.curve()
         rows.append(

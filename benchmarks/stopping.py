@@ -30,7 +30,7 @@ from figures import RESULTS, load, made_by, provenance, save, table_row
 from optdepth.stopping.evaluate import evaluate
 from optdepth.stopping.regression import Regression, bases, shuffled
 from optdepth.stopping.rule import Rule
-from optdepth.stopping.snell import snell, snell_family
+from optdepth.stopping.snell import snell
 from optdepth.trace import Costs, Trace
 from problems import MAX_CALL_VALUE, PUT_VALUES, american_put, max_call, put_earned
 
@@ -74,9 +74,9 @@ def _speed(samples: int, exits: int, features: int, prices: int, target: float) 
     """Seconds from a trace to its rules; the peak of the process so far, trace included."""
     trace = synthetic(samples, exits, features)
     begin = time.perf_counter()
-    family = snell_family(trace)
+    family = snell(trace)
     for price in np.geomspace(0.03, 0.3, prices):
-        family(float(price))
+        family.at(float(price))
     seconds = time.perf_counter() - begin
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     size = {"samples": samples, "exits": exits, "observations": features, "prices": prices}

@@ -12,11 +12,24 @@ os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # as the command line doe
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test never asks a server
 
 from optdepth.trace import Costs, Trace
+from settings import Setting
 
-if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # workers share the cores; each, and what it starts, would take all
-    threads = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
-    torch.set_num_threads(threads)
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+if "OMP_NUM_THREADS" not in os.environ:  # tests are small work; and a trial of threads would run what they count
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The seed of the order: pytest-randomly says it in the header, which -q leaves out."""
+    if (seed := config.getoption("randomly_seed", None)) is not None:
+        terminalreporter.write_line(f"the order of the tests is that of --randomly-seed={seed}")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What a test draws from torch's global generator, such as weights of its own modules, is the same in any order."""
+    torch.manual_seed(0)
+
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -54,6 +67,12 @@ def noisy_trace(samples: int, exits: int = 8, seed: int = 0) -> Trace:
     """A trace of `noisy_logits`, every stage at the same cost, the whole depth at 1, looking at 0.2%."""
     logits, labels = noisy_logits(samples, exits, seed=seed)
     return Trace.from_logits(logits, labels, Costs.of(np.arange(1, exits + 1) / exits, 0.002))
+
+
+@pytest.fixture(scope="session")
+def setting() -> Setting:
+    """A network and rules whose answers are forced; nothing of it may be changed."""
+    return Setting()
 
 
 @pytest.fixture(scope="session")

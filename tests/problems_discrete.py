@@ -27,7 +27,7 @@ def secretary(samples: int, seed: int, *, candidates: int = 20) -> Problem:
     value = 1.0
     for k in range(candidates, 0, -1):  # rank 1 with chance 1/k, and then the best of all with chance k/n
         value = min(1 - k / candidates, value) / k + value * (1 - 1 / k)
-    return Problem(_trace(losses, rank, ("rank",)), 0.0, value)
+    return Problem(_trace(losses, rank, ("rank",), seed), 0.0, value)
 
 
 def parking(samples: int, seed: int, *, spots: int = 20, free: float = 0.2) -> Problem:
@@ -41,7 +41,7 @@ def parking(samples: int, seed: int, *, spots: int = 20, free: float = 0.2) -> P
     beyond = value = 1 / free
     for steps in reversed(distance):
         value = free * min(steps, value) + (1 - free) * value
-    return Problem(_trace(np.where(vacant, distance, beyond), vacant, ("free",)), 0.0, value)
+    return Problem(_trace(np.where(vacant, distance, beyond), vacant, ("free",), seed), 0.0, value)
 
 
 def house(samples: int, seed: int, *, offers: int = 20, levels: int = 10, price: float = 0.04) -> Problem:
@@ -56,7 +56,7 @@ def house(samples: int, seed: int, *, offers: int = 20, levels: int = 10, price:
     for _ in range(offers - 1):
         ahead = np.array([value[np.maximum(i, np.arange(levels))].mean() for i in range(levels)])
         value = np.minimum(-grid, price + ahead)
-    return Problem(_trace(-best, best, ("best",)), price, price + float(value.mean()))
+    return Problem(_trace(-best, best, ("best",), seed), price, price + float(value.mean()))
 
 
 def sequential_test(samples: int, seed: int, *, tosses: int = 30, heads: float = 0.65, price: float = 0.01) -> Problem:
@@ -80,7 +80,7 @@ def sequential_test(samples: int, seed: int, *, tosses: int = 30, heads: float =
             head = first * heads + (1 - first) * (1 - heads)
             now = np.minimum(now, price + head * value[1:] + (1 - head) * value[:-1])
         value = now
-    trace = _trace((answer != biased[:, None]).astype(float), observations, ("chance", "confidence"))
+    trace = _trace((answer != biased[:, None]).astype(float), observations, ("chance", "confidence"), seed)
     return Problem(trace, price, price + float(value.mean()))
 
 
@@ -104,7 +104,7 @@ def chain(samples: int, seed: int, *, steps: int = 12, states: int = 6) -> Probl
     paid = np.cumsum(toll[state], axis=1) - toll[state]
     observations = np.concatenate([np.eye(states)[state], ending[state][:, :, None]], axis=2)
     features = (*(f"state {s}" for s in range(states)), "ending")
-    return Problem(_trace(ending[state] + paid, observations, features), price, price + float(value.mean()))
+    return Problem(_trace(ending[state] + paid, observations, features, seed), price, price + float(value.mean()))
 
 
 PROBLEMS: dict[str, Callable[[int, int], Problem]] = {
@@ -116,7 +116,7 @@ PROBLEMS: dict[str, Callable[[int, int], Problem]] = {
 }
 
 
-def _trace(losses: np.ndarray, observations: np.ndarray, features: tuple[str, ...]) -> Trace:
-    """Costs count the steps."""
-    seen = observations.reshape(*losses.shape, len(features))
-    return Trace(losses, seen, Costs.of(np.arange(1, losses.shape[1] + 1), unit="steps"), features)
+def _trace(losses: np.ndarray, observations: np.ndarray, features: tuple[str, ...], seed: int) -> Trace:
+    """Costs count the steps. Each path is a sample of its own, though many look alike."""
+    seen, own = observations.reshape(*losses.shape, len(features)), (seed << 32) + np.arange(len(losses))
+    return Trace(losses, seen, Costs.of(np.arange(1, losses.shape[1] + 1), unit="steps"), features, identity=own)

@@ -13,7 +13,7 @@ from optdepth.costs import flops
 from optdepth.errors import InputError
 from optdepth.networks import StagedNetwork, load_network, resnet
 from optdepth.record import record
-from optdepth.stopping.frontier import FAMILIES, SOLVED
+from optdepth.stopping.methods import METHODS, SOLVED
 from optdepth.trace import Costs, Trace
 from optdepth.training.depth_loss import Seen
 
@@ -23,10 +23,12 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 @pytest.fixture
 def study(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    torch.set_num_threads(1)
     import depth_loss
 
-    return depth_loss
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield depth_loss
+    torch.set_num_threads(threads)
 
 
 def test_the_study_judges_arms_and_resumes(study, tmp_path: Path) -> None:
@@ -178,7 +180,7 @@ def test_recall_is_worth_something_where_exits_err_apart(study, noise: tuple[flo
         heard = (2 * labels - 1)[:, None] + noise * random.normal(size=(3000, 3))
         logits = torch.tensor(np.stack([-heard, heard], axis=2))
         recorded[split] = study.Recording(Trace.from_logits(logits, labels, costs, source=split), logits, labels)
-    found, _ = at_price(recorded, FAMILIES[SOLVED](recorded["fit"].trace), 0.02)
+    found, _ = at_price(recorded, METHODS[SOLVED].solve(recorded["fit"].trace), 0.02)
     assert found["exits"][-1] == 2
     plain = found["methods"][SOLVED]["test"]["value"]
     if noise[0] == noise[-1]:

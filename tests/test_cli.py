@@ -14,8 +14,13 @@ from PIL import Image
 from optdepth.cli import main
 from optdepth.export.runtime import Runtime
 from optdepth.networks import load_network
+from optdepth.runs import Run
+from optdepth.stopping.baselines import Threshold
 from optdepth.stopping.evaluate import evaluate as judged
-from optdepth.workflow import Run
+from optdepth.stopping.placed import Placed
+from optdepth.stopping.placement import keep
+from optdepth.stopping.rule import Origin
+from settings import widest_gap
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -103,7 +108,7 @@ def test_export_writes_a_bundle_that_is_served(cli: Cli, run: Path, tmp_path: Pa
     assert result["takes"] == "float32 (n, 1, 8, 8)"
     images = np.concatenate([batch.numpy() for batch, _ in Run(run).data().batches("test")])
     found, rule = Runtime(bundle)(images), Run(run).rules()["confidence"]
-    unlike = found.exit != rule.stopped_at(Run(run).trace("test"))
+    unlike = found.exit != rule.stopped_at(Run(run).traces()["test"])
     assert unlike.sum() <= 1  # a score at the threshold, rounded otherwise
     assert json.loads((run / "run.json").read_text())["commands"][-1].startswith("optdepth export")
     refused(cli("export", run, "--rule", "magic", "--out", bundle), "no rule 'magic'", "confidence")
@@ -113,12 +118,22 @@ def test_export_writes_a_bundle_that_is_served(cli: Cli, run: Path, tmp_path: Pa
 
 def test_the_rule_exported_unless_told_otherwise_looks_only_where_it_pays(cli: Cli, run: Path, tmp_path: Path) -> None:
     refused(cli("export", run, "--out", tmp_path / "bundle"), "no rules in", "optdepth solve")
-    assert cli("solve", run, "--price", 0.1, "--method", "placed")[0] == 0
+    rule = beyond_the_first_exit(Run(run))
+    rule.save(run / "rules" / "placed")
     assert cli("export", run, "--out", tmp_path / "bundle")[0] == 0
-    rule, served = Run(run).rules()["placed"], Runtime(tmp_path / "bundle")
-    assert len(served.graphs) == sum(rule.looks) < len(rule.looks)
+    served = Runtime(tmp_path / "bundle")
+    assert [graph.exit for graph in served.graphs] == [1, 2]
     images = np.concatenate([batch.numpy() for batch, _ in Run(run).data().batches("test")])
-    assert np.array_equal(served(images).exit, rule.stopped_at(Run(run).trace("test")))
+    assert np.array_equal(served(images).exit, rule.stopped_at(Run(run).traces()["test"]))
+
+
+def beyond_the_first_exit(run: Run) -> Placed:
+    """A rule as `placed` finds them, which passes the first exit by and is near a tie for no image."""
+    traces, exits = run.traces(), (1, 2)
+    fit = traces["fit"]
+    margins = [torch.from_numpy(traces[split].columns(["margin"])[:, 1, 0]) for split in ("certify", "test")]
+    inner = Threshold(Origin.of(keep(fit, exits)), "margin", torch.tensor([widest_gap(torch.cat(margins))]))
+    return Placed(Origin.of(fit), inner, exits)
 
 
 def test_a_certified_rule_is_a_rule_of_the_run(cli: Cli, run: Path) -> None:
@@ -126,10 +141,22 @@ def test_a_certified_rule_is_a_rule_of_the_run(cli: Cli, run: Path) -> None:
     assert (status, err) == (0, "")
     found = json.loads(out)
     assert found["certified"]
+    assert found["gained"]
+    assert [(each["measure"], each["risk"]) for each in found["promises"]] == [("excess", 0.2)]
+    assert found["short"] == []
     assert found["cost"] < found["full cost"]
     here = Run(run)
-    assert judged(here.rules()["certified"], here.trace("certify")).cost == pytest.approx(found["cost"])
-    assert "with 99% confidence the loss above" in cli("certify", run, "--confidence", 0.99)[1]
+    assert judged(here.rules()["certified"], here.traces()["certify"]).cost == pytest.approx(found["cost"])
+    out = cli("certify", run, "--risk", 0.01, "--confidence", 0.995)[1]
+    assert "with 99.5% confidence the loss above" in out
+    assert "and nothing is gained" in out
+    assert "samples can show a risk of" in out
+    found = json.loads(cli("certify", run, "--risk", 0.001, "--disagreement", 0.002, "--json")[1])
+    assert found["certified"]
+    assert not found["gained"]
+    assert [each["measure"] for each in found["promises"]] == ["excess", "disagreement"]
+    assert {each["measure"] for each in found["short"]} == {"excess", "disagreement"}
+    assert found["short"][1]["takes"] == 1500
     status, out, _ = cli("evaluate", run, "--clock", "", "--json")
     assert status == 0
     assert "certified" in {row["method"] for row in json.loads(out)["rows"]}
@@ -203,7 +230,7 @@ def test_a_network_trained_further_refuses_its_old_rules(cli: Cli, run: Path, tm
         (["solve", "RUN", "--price", "0.1", "--method", "magic"], ["magic", "snell"]),
         (["certify", "RUN", "--risk", "2"], ["risk is 2"]),
         (["certify", "RUN", "--confidence", "95"], ["confidence is 95", "0.95 for 95%"]),
-        (["certify", "RUN/none"], ["no such file", "record the trace"]),
+        (["certify", "RUN/none"], ["no such file", "optdepth train"]),
         (["evaluate", "RUN"], ["no rules", "optdepth solve"]),
         (["evaluate", "RUN/none"], ["no such file", "optdepth train"]),
         (["export", "RUN", "--out", "NEW"], ["no rules", "optdepth solve"]),

@@ -17,11 +17,6 @@ from optdepth.networks.heads import PooledBranch
 from zoo import build, images, tokens
 
 
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
-
-
 def checked(model: nn.Module, example: Any, **options: Any) -> StagedNetwork:
     """Stages a model; its last exit is the model, and each sample alone is answered as in the batch."""
     network = stage(model.eval(), example=example, exits="all", **options)

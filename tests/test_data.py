@@ -1,6 +1,7 @@
 """Data: real sources, splits that share nothing, and one clear line for what is wrong."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from optdepth.data import Data, ImageSplit, augment, load_data, normalise
+from optdepth.data import Data, ImageSplit, augment, load_data, normalise, reload_data
 from optdepth.errors import InputError
 
 
@@ -85,7 +86,8 @@ def test_cifar10(shared_data) -> None:
         "certify": 2500,
         "test": 10000,
     }
-    assert data.splits["train"].source != data.splits["test"].source
+    assert len({split.source for split in data.splits.values()}) == 1
+    assert np.array_equal(np.sort(np.concatenate([s.rows for s in data.splits.values()])), np.arange(60000))
     image, label = data.splits["test"][3]
     assert (image.shape, image.dtype, 0 <= label < 10) == ((3, 32, 32), torch.uint8, True)
     assert data.mean == pytest.approx((0.491, 0.482, 0.447), abs=0.01)
@@ -119,6 +121,31 @@ def test_image_folder(nested: bool, tmp_path: Path) -> None:
     assert data.classes == ("cat", "dog")
     assert len(data.splits["test"]) == (40 if nested else 8)
     assert data.splits["test"][0][0].shape == (3, 5, 5)
+
+
+def test_what_was_carved_is_found_again_and_a_train_and_a_test_table_number_one_data_set(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "set" / "train.parquet", n=40)
+    write_parquet(tmp_path / "set" / "test.parquet", n=50)
+    data = load_data(str(tmp_path / "set"), seed=3, fit=0.2, certify=0.2)
+    assert np.array_equal(data.splits["test"].rows, np.arange(40, 90))
+    again = reload_data(str(tmp_path / "set"), data.carving())
+    assert (again.mean, again.std, again.classes) == (data.mean, data.std, data.classes)
+    for key, split in data.splits.items():
+        there = again.splits[key]
+        assert (there.source, there.rows.tolist()) == (split.source, split.rows.tolist())
+        assert torch.equal(there.pixels, split.pixels)
+    write_parquet(tmp_path / "set" / "train.parquet", n=50)  # the same pictures, ten that were among the test's too
+    write_parquet(tmp_path / "set" / "test.parquet", n=40)
+    with pytest.raises(InputError, match="no longer holds") as caught:
+        reload_data(
+            str(tmp_path / "set"),
+            replace(data.carving(), digests={k: d + 1 for k, d in data.carving().digests.items()}),
+        )
+    assert "90 new" in str(caught.value)
+    moved = reload_data(str(tmp_path / "set"), data.carving())  # a sample is where it was carved to, in whatever table
+    for key, split in data.splits.items():
+        assert torch.equal(moved.splits[key].pixels, split.pixels)
+        assert np.array_equal(moved.splits[key].labels, split.labels)
 
 
 def test_resize_keeps_the_centre(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_states_are_handed_on_as_the_definition_says(told) -> None:
             if k == 3 or bool(rule.stop(k, best[:, :1] - best[:, 1:])):
                 exits.append(k)
                 break
-    assert decoder.follow(text).exits.tolist() == exits
+    assert decoder.follow(text).stopped_at.tolist() == exits
 
 
 def test_a_sequence_is_written_alone_as_among_others(told) -> None:
@@ -285,7 +285,7 @@ def test_from_heads_to_text(tmp_path: Path) -> None:
         progress=False,
     )
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    costs = od.token_flops(model, network, texts[:4]).relative()
+    costs = token_flops(model, network, texts[:4]).relative()
     trace = od.record(network, data.batches("fit"), costs, each="token")
     decoder = Decoder(model, network, od.placed(trace, price=0.1))
     found = decoder.follow(texts[208:])

@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from optdepth.batch import select
@@ -19,69 +18,21 @@ from optdepth.inference.stream import stream
 from optdepth.inference.timings import Timings, latency
 from optdepth.networks import StagedNetwork, resnet
 from optdepth.record import record
-from optdepth.stopping.baselines import Threshold, confidence, entropy, patience
-from optdepth.stopping.lookahead import lookahead
-from optdepth.stopping.rule import FixedDepth, Origin, Rule
-from optdepth.stopping.snell import snell
-from optdepth.trace import Trace
+from optdepth.stopping.gain import GainRule
+from optdepth.stopping.rule import FixedDepth, Origin
+from settings import Counting, Glancing, Setting, anywhere, counted
 
-SOLVERS = {
-    "snell": snell,
-    "lookahead": lookahead,
-    "confidence": confidence,
-    "entropy": entropy,
-    "patience": patience,
-}
+RULES = ("confidence", "entropy", "margin", "patience", "additive", "hinged")
 
 
-class Setting:
-    """A small network with random trunk and fitted heads, on made-up images of unlike difficulty, and its trace."""
-
-    def __init__(self) -> None:
-        self.network = resnet(8, classes=4, channels=1, width=8, exits="all", seed=0).eval()
-        generator = torch.Generator().manual_seed(0)
-        patterns = torch.randn(4, 1, 8, 8, generator=generator)
-        self.labels = torch.randint(4, (800,), generator=generator)
-        strength = torch.rand(800, 1, 1, 1, generator=generator)
-        noise = torch.randn(800, 1, 8, 8, generator=generator)
-        everything = strength * patterns[self.labels] + noise
-        self.fit_heads(everything[400:], self.labels[400:])
-        self.inputs, self.labels = everything[:400], self.labels[:400]
-        with torch.inference_mode():
-            self.logits = torch.stack(self.network(self.inputs), dim=1)
-        costs = flops(self.network, self.inputs[:1]).relative()
-        batches = zip(self.inputs.split(64), self.labels.split(64), strict=True)
-        self.trace = record(self.network, batches, costs, source="noise")
-        self.fit, self.test = self.trace.select(np.arange(200)), self.trace.select(np.arange(200, 400))
-        prices = {"snell": 0.2}  # where each of the rules stops some samples early and some late
-        self.rules = {name: solver(self.fit, price=prices.get(name, 0.1)) for name, solver in SOLVERS.items()}
-        self.rules |= {f"fixed {k}": FixedDepth(Origin.of(self.fit), k) for k in range(3)}
-
-    def fit_heads(self, inputs: Tensor, labels: Tensor) -> None:
-        state = self.network.start(inputs)
-        for k, head in enumerate(self.network.heads):
-            state = self.network.advance(state, k)
-            pooled = state.flatten(2).mean(2).detach()
-            model = LogisticRegression(C=100.0, max_iter=1000).fit(pooled.numpy(), labels.numpy())
-            head.linear.weight.data = torch.from_numpy(model.coef_).float()
-            head.linear.bias.data = torch.from_numpy(model.intercept_).float()
-
-
-@pytest.fixture(scope="module")
-def setting() -> Setting:
-    return Setting()
-
-
-NAMES = [*SOLVERS, "fixed 0", "fixed 1", "fixed 2"]
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*RULES, "fixed 0", "fixed 1", "fixed 2"])
 @settings(max_examples=8, deadline=None)
 @given(size=st.sampled_from([1, 2, 7, 64, 200]), order=st.integers(0, 1_000))
 def test_engine_equals_the_rule_on_the_trace(setting: Setting, name: str, size: int, order: int) -> None:
     """Exits exactly, costs exactly, logits to rounding; for any batch size and any order of the samples."""
     rule = setting.rules[name]
     exits = rule.stopped_at(setting.test)
+    assert np.array_equal(exits, setting.stops[name][200:])
     shuffled = np.random.default_rng(order).permutation(200)[: 200 if size > 7 else 30]
     engine = Engine(setting.network, rule)
     for part in np.array_split(shuffled, max(1, len(shuffled) // size)):
@@ -93,49 +44,17 @@ def test_engine_equals_the_rule_on_the_trace(setting: Setting, name: str, size: 
         torch.testing.assert_close(answer.logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_rules_really_differ_on_this_setting(setting: Setting) -> None:
-    """Guards the test above: a rule that never or always stops early would prove nothing."""
-    for name in ("snell", "confidence", "entropy"):
-        shares = np.bincount(setting.rules[name].stopped_at(setting.test), minlength=3)
-        assert np.count_nonzero(shares) >= 2, (name, shares)
-
-
-class Counting(nn.Module):
-    """A module that remembers the batch sizes it was run on."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner, self.sizes = inner, []
-
-    def forward(self, state: Tensor) -> Tensor:
-        self.sizes.append(len(state))
-        return self.inner(state)
-
-
-def counted(network: StagedNetwork) -> tuple[StagedNetwork, list[Counting], list[Counting]]:
-    stages = [Counting(stage) for stage in network.stages]
-    heads = [Counting(head) for head in network.heads]
-    return StagedNetwork(network.stem, stages, heads, network.exits).eval(), stages, heads
-
-
-def anywhere(rule: Rule) -> Rule:
-    """The same rule without the fingerprint, for a network whose modules are wrapped."""
-    rule.origin = Origin(rule.origin.costs, "", rule.origin.price, rule.origin.fitted_on)
-    return rule
-
-
-class Glancing:
-    """A network with two exits behind its first block, and a rule that stops a share at each of the three."""
-
-    def __init__(self) -> None:
-        self.network = resnet(8, classes=4, channels=1, width=8, exits="ends", heads="conv+tail", seed=0)
-        self.inputs = torch.rand(96, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-        self.network.train()(self.inputs)  # moves the statistics of the norms
-        self.network.eval()
-        costs = flops(self.network, self.inputs[:1]).relative()
-        self.trace = record(self.network, [(self.inputs, torch.arange(96) % 4)], costs)
-        seen = torch.from_numpy(self.trace.columns(["confidence"])[:, :-1, 0])
-        self.rule = Threshold(Origin.of(self.trace), "confidence", seen.quantile(0.7, dim=0))
+@pytest.mark.parametrize("name", RULES)
+def test_every_decision_of_the_setting_is_far_from_a_tie(setting: Setting, name: str) -> None:
+    """Guards the tests here: some samples stop early and some late, and rounding sends none elsewhere."""
+    rule = setting.rules[name]
+    assert np.count_nonzero(np.bincount(setting.stops[name][200:])) >= 2
+    seen = torch.from_numpy(setting.trace.columns(rule.features)[:, :-1])
+    if isinstance(rule, GainRule):
+        away = torch.stack([gain(seen[:, k]).abs() for k, gain in enumerate(rule.gains)])
+    else:
+        away = (seen[..., 0] - rule.thresholds).abs()
+    assert away.min() > 0.02
 
 
 @pytest.mark.parametrize("size", [1, 5, 96])
@@ -175,7 +94,7 @@ def test_layers_behind_the_last_exit_taken_are_not_run(setting: Setting) -> None
 
 def test_only_survivors_go_on(setting: Setting) -> None:
     network, stages, _ = counted(setting.network)
-    rule = anywhere(confidence(setting.fit, price=0.3))
+    rule = anywhere(setting.rules["confidence"])
     exits = rule.stopped_at(setting.test)
     Engine(network, rule)(setting.inputs[200:])
     survivors = [int((exits >= k).sum()) for k in range(3)]
@@ -185,13 +104,13 @@ def test_only_survivors_go_on(setting: Setting) -> None:
 def test_a_rule_for_another_network_is_refused(setting: Setting) -> None:
     other = resnet(8, classes=4, channels=1, width=8, exits="all", seed=1)
     with pytest.raises(InputError, match="was solved for network"):
-        Engine(other, confidence(setting.fit, price=0.3))
+        Engine(other, setting.rules["confidence"])
     with pytest.raises(InputError, match="decides between 3 exits"):
-        Engine(resnet(14, classes=4, channels=1, exits="all", seed=1), confidence(setting.fit, price=0.3))
+        Engine(resnet(14, classes=4, channels=1, exits="all", seed=1), setting.rules["confidence"])
 
 
 def test_bad_batches_are_refused(setting: Setting) -> None:
-    engine = Engine(setting.network, setting.rules["snell"])
+    engine = Engine(setting.network, setting.rules["additive"])
     inputs = setting.inputs[:4].clone()
     inputs[2, 0, 3, 3] = float("nan")
     with pytest.raises(InputError, match="sample 2 of the batch holds NaN"):
@@ -222,10 +141,27 @@ def test_flops_of_a_convolution_and_a_head_are_the_textbook_count(setting: Setti
     assert costs.unit == "FLOPs"
 
 
-def test_latency_parts_add_up_to_about_the_whole(setting: Setting) -> None:
-    costs = latency(setting.network, setting.inputs[:32], repeats=20)
-    assert (np.diff(costs.reach) > 0).all()
-    assert (costs.look > 0).all()
+class Ticking(nn.Module):
+    """A module that takes so many milliseconds by a clock of ours."""
+
+    def __init__(self, inner: nn.Module, clock: list[float], spent: float) -> None:
+        super().__init__()
+        self.inner, self.clock, self.spent = inner, clock, spent
+
+    def forward(self, state: Tensor) -> Tensor:
+        self.clock[0] += self.spent / 1e3
+        return self.inner(state)
+
+
+def test_latency_parts_add_up_to_the_whole(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, whole = [0.0], setting.network
+    monkeypatch.setattr("optdepth.inference.timings.now", lambda device: clock[0])
+    stages = [Ticking(stage, clock, spent) for stage, spent in zip(whole.stages, (3.0, 1.0, 4.0), strict=True)]
+    heads = [Ticking(head, clock, spent) for head, spent in zip(whole.heads, (0.5, 0.25, 0.75), strict=True)]
+    network = StagedNetwork(Ticking(whole.stem, clock, 2.0), stages, heads, whole.exits)
+    costs = latency(network, setting.inputs[:32], repeats=2)
+    np.testing.assert_allclose(costs.reach * 32, [2 + 3, 2 + 3 + 1, 2 + 3 + 1 + 4])
+    np.testing.assert_allclose(costs.look * 32, [0.5, 0.25, 0.75])
     assert "batch 32" in costs.unit
     with pytest.raises(InputError, match="repeats is 0"):
         latency(setting.network, setting.inputs[:32], repeats=0)
@@ -252,10 +188,12 @@ def timed(
 ) -> Timings:
     """Timings as they might have been measured, looks free."""
     nothing = np.zeros_like(stages)
-    return Timings(network.fingerprint(), np.array(sizes, dtype=float), stages, nothing, nothing + gather, threads=1)
+    return Timings(
+        network.fingerprint(), np.array(sizes, dtype=float), stages, nothing, nothing + gather, (1,) * len(sizes)
+    )
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("size", [1, 3, 16, 40, 100])
 def test_fixed_sizes_change_no_answer(setting: Setting, name: str, size: int) -> None:
     network, stages, heads = counted(setting.network)
@@ -269,7 +207,7 @@ def test_fixed_sizes_change_no_answer(setting: Setting, name: str, size: int) ->
 
 def test_compacting_waits_until_it_pays(setting: Setting) -> None:
     network, stages, _ = counted(setting.network)
-    rule, inputs = anywhere(setting.rules["snell"]), setting.inputs[200:264]
+    rule, inputs = anywhere(setting.rules["additive"]), setting.inputs[200:264]
     expected = Engine(network, rule)(inputs)
     survivors = [int((expected.exit >= k).sum()) for k in range(3)]
     for gather, sizes in ((0.0, survivors), (1e9, [64, 64, 64])):
@@ -286,8 +224,8 @@ def test_measured_timings_are_of_this_network(setting: Setting) -> None:
     assert (timings.stages > 0).all()
     assert (timings.looks > 0).all()
     same(
-        Engine(setting.network, setting.rules["snell"], timings=timings)(setting.inputs[200:264]),
-        Engine(setting.network, setting.rules["snell"])(setting.inputs[200:264]),
+        Engine(setting.network, setting.rules["additive"], timings=timings)(setting.inputs[200:264]),
+        Engine(setting.network, setting.rules["additive"])(setting.inputs[200:264]),
     )
     with pytest.raises(InputError, match="measure them again"):
         Engine(
@@ -313,7 +251,7 @@ def test_a_batch_is_cut_where_large_ones_are_slow_and_no_answer_changes(setting:
         assert [stage.sizes for stage in stages] == [pieces] * 3
     assert steep.piece(16) == 16
     assert steep.piece(17) == 9  # two pieces of about the same size, not 16 and 1
-    dear = Timings("", steep.sizes, steep.stages, np.full((3, 3), 400.0), steep.gathers, threads=1)
+    dear = Timings("", steep.sizes, steep.stages, np.full((3, 3), 400.0), steep.gathers, (1, 1, 1))
     assert dear.piece(100, (False, False, True)) == 100  # a look of 400 ms at any size: seven of them do not pay
     assert dear.piece(100, (False, False, False)) == 15
     stages[0].sizes.clear()
@@ -323,16 +261,16 @@ def test_a_batch_is_cut_where_large_ones_are_slow_and_no_answer_changes(setting:
 
 def test_costs_at_a_batch_size_are_the_measured_times_a_sample(setting: Setting) -> None:
     stages, looks = np.array([[2.0, 8.0], [1.0, 4.0]]), np.array([[0.5, 1.0], [0.1, 0.2]])
-    timings = Timings("", np.array([1.0, 5.0]), stages, looks, np.zeros((2, 2)), threads=1)
+    timings = Timings("", np.array([1.0, 5.0]), stages, looks, np.zeros((2, 2)), (1, 1))
     for batch, reach, look in ((1, [2, 3], [0.5, 0.1]), (5, [1.6, 2.4], [0.2, 0.04]), (3, [5 / 3, 2.5], [0.25, 0.05])):
         costs = timings.costs(batch)
         np.testing.assert_allclose(costs.reach, reach)
         np.testing.assert_allclose(costs.look, look)
-        assert costs.unit == f"ms a sample at batch {batch}, 1 threads"
+        assert costs.unit == f"ms a sample at batch {batch}, 1 thread"
 
 
 def test_a_call_may_name_a_price(setting: Setting) -> None:
-    rules = [confidence(setting.fit, price=price) for price in (0.02, 0.3)]
+    rules = [setting.ladder[price] for price in (0.02, 0.3)]
     engine, inputs = Engine(setting.network, rules), setting.inputs[200:264]
     for rule in rules:
         same(engine(inputs, price=rule.origin.price), Engine(setting.network, rule)(inputs))
@@ -345,18 +283,18 @@ def test_a_call_may_name_a_price(setting: Setting) -> None:
 
 @pytest.mark.parametrize("size", [1, 64])
 def test_a_deadline_degrades_to_the_exit_reached(setting: Setting, size: int) -> None:
-    engine, inputs = Engine(setting.network, setting.rules["snell"]), setting.inputs[200 : 200 + size]
+    engine, inputs = Engine(setting.network, setting.rules["additive"]), setting.inputs[200 : 200 + size]
     same(engine(inputs, deadline=1e6), engine(inputs))
     late = engine(inputs, deadline=0.0)
     assert (late.exit == 0).all()
     torch.testing.assert_close(late.logits, setting.logits[200 : 200 + size, 0], rtol=1e-4, atol=1e-4)
     slow = timed(setting.network, np.full((3, 2), [[1.0], [1.0], [1e9]]))
-    foresees = Engine(setting.network, setting.rules["snell"], timings=slow)(inputs, deadline=1e6)
+    foresees = Engine(setting.network, setting.rules["additive"], timings=slow)(inputs, deadline=1e6)
     assert int(foresees.exit.max()) == min(1, int(engine(inputs).exit.max()))
 
 
 def test_what_an_engine_cannot_be_made_of_is_refused(setting: Setting) -> None:
-    rule = setting.rules["snell"]
+    rule = setting.rules["additive"]
     for sizes in ((), (0, 4), (8, 8)):
         with pytest.raises(InputError, match="must rise from 1 on"):
             Engine(setting.network, rule, sizes=sizes)
@@ -384,7 +322,7 @@ def test_compiled_stages_are_whole_graphs_and_are_not_compiled_again(setting: Se
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()
-    rule = setting.rules["snell"]
+    rule = setting.rules["additive"]
     engine = Engine(setting.network, rule, sizes=(1, 8, 32), compile=True)
     engine.warm(setting.inputs[:1])
     assert counters["stats"]["unique_graphs"] > 0
@@ -398,8 +336,8 @@ def test_compiled_stages_are_whole_graphs_and_are_not_compiled_again(setting: Se
 
 
 def test_answer_depends_on_no_neighbour(setting: Setting) -> None:
-    engine = Engine(setting.network, setting.rules["snell"])
+    engine = Engine(setting.network, setting.rules["additive"])
     whole = engine(setting.inputs[200:264])
-    alone: list[Trace] = [engine(setting.inputs[i : i + 1]) for i in range(200, 264)]
+    alone = [engine(setting.inputs[i : i + 1]) for i in range(200, 264)]
     assert torch.equal(whole.exit, torch.cat([a.exit for a in alone]))
     torch.testing.assert_close(whole.logits, torch.cat([a.logits for a in alone]), rtol=1e-4, atol=1e-4)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from optdepth.batch import Inputs
-from optdepth.costs import flops
 from optdepth.errors import InputError
 from optdepth.export.onnx import export
 from optdepth.export.runtime import Runtime
@@ -23,34 +22,22 @@ from optdepth.inference.stream import stream
 from optdepth.networks import Exit, StagedNetwork
 from optdepth.stopping.baselines import Threshold
 from optdepth.stopping.rule import FixedDepth, Origin, Rule
-from optdepth.stopping.snell import snell
 from optdepth.trace import Costs
-from test_engine import Glancing, Setting
+from settings import Glancing, Setting
 from zoo import deciding, images, speaking, tokens
-
-
-@pytest.fixture(scope="module")
-def setting() -> Setting:
-    return Setting()
 
 
 @pytest.fixture(scope="module")
 def bundle(setting: Setting, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "bundle"
-    export(setting.network, rule_of(setting), setting.inputs[:32], folder)
+    export(setting.network, setting.rules["additive"], setting.inputs[:32], folder)
     return folder
-
-
-def rule_of(setting: Setting):
-    rule = snell(setting.fit, price=0.2, features=("margin", "entropy", "streak"))
-    assert len(np.unique(rule.stopped_at(setting.test))) == 3, "a rule that uses every exit"
-    return rule
 
 
 @pytest.mark.parametrize("size", [1, 2, 33, 200])
 def test_a_bundle_answers_as_the_engine_for_any_batch(setting: Setting, bundle: Path, size: int) -> None:
     runtime, inputs = Runtime(bundle, threads=1), setting.inputs[200 : 200 + size]
-    found, expected = runtime(inputs.numpy()), Engine(setting.network, rule_of(setting))(inputs)
+    found, expected = runtime(inputs.numpy()), Engine(setting.network, setting.rules["additive"])(inputs)
     assert np.array_equal(found.exit, expected.exit.numpy())
     assert np.array_equal(found.cost, expected.cost.numpy())
     np.testing.assert_allclose(found.logits, expected.logits.numpy(), rtol=1e-4, atol=1e-4)
@@ -94,7 +81,7 @@ assert "torch" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == Engine(setting.network, rule_of(setting))(setting.inputs[200:264]).exit.tolist()
+    assert json.loads(done.stdout) == setting.stops["additive"][200:264].tolist()
 
 
 class Tokens(nn.Module):
@@ -143,21 +130,22 @@ def answers_as(network: StagedNetwork, rule: Rule, runtime: Runtime, inputs: Inp
 
 
 def test_a_state_with_a_mask_and_inputs_that_are_a_tuple(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    exits = [Exit(f"layer{k}", k + 1) for k in range(3)]
-    network = StagedNetwork(Tokens(), [Layer() for _ in range(3)], [First() for _ in range(3)], exits).eval()
+    exits, generator = [Exit(f"layer{k}", k + 1) for k in range(3)], torch.Generator().manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = StagedNetwork(Tokens(), [Layer() for _ in range(3)], [First() for _ in range(3)], exits).eval()
 
     def sentences(count: int, length: int) -> tuple[Tensor, Tensor]:
-        ids = torch.randint(1, 30, (count, length))
-        return ids * (torch.arange(length) < torch.randint(2, length + 1, (count, 1))), ids % 2
+        ids = torch.randint(1, 30, (count, length), generator=generator)
+        lengths = torch.randint(2, length + 1, (count, 1), generator=generator)
+        return ids * (torch.arange(length) < lengths), ids % 2
 
-    origin = Origin(flops(network, sentences(2, 8)).relative(), network.fingerprint())
-    rule = Threshold(origin, "margin", torch.tensor([0.3, 0.2]))
+    unseen = [sentences(*sizes) for sizes in ((1, 5), (40, 20), (64, 12))]
+    rule = deciding(network, unseen)
     export(network, rule, [sentences(8, 12), sentences(5, 7)], tmp_path / "bundle")
     runtime = Runtime(tmp_path / "bundle")
     assert runtime.takes == "a tuple of int64 (n, m1), int64 (n, m1)"
-    seen = [answers_as(network, rule, runtime, sentences(*sizes)) for sizes in ((1, 5), (40, 20), (64, 12))]
-    assert set.union(*seen) == {0, 1, 2}
+    assert set.union(*(answers_as(network, rule, runtime, inputs) for inputs in unseen)) == {0, 1, 2}
     ids, kinds = (tensor.numpy() for tensor in sentences(4, 6))
     for wrong, words in (
         ((ids,), "inputs are a tuple of 1"),
@@ -233,14 +221,14 @@ def test_a_staged_network_of_other_people_exports_and_streams(tmp_path: Path) ->
 def test_recall_is_in_the_graphs(setting: Setting, tmp_path: Path) -> None:
     """Exit 1 answers by a pool, exit 2 by an earlier exit; nothing is remembered that no answer wants."""
     origin = replace(Origin.of(setting.fit), recall=((0, 0), (0, 1), (1, 1)))
-    rule = Threshold(origin, "margin", torch.tensor([0.5, 0.4]))
+    rule = Threshold(origin, "margin", torch.tensor([0.62, 0.63]))
     export(setting.network, rule, setting.inputs[:8], tmp_path / "bundle")
     runtime, inputs = Runtime(tmp_path / "bundle"), setting.inputs[200:]
     assert [graph.carries for graph in runtime.graphs] == [2, 2, 0]
     for part in (inputs, inputs[:1], inputs[1:8]):
         seen = answers_as(setting.network, rule, runtime, part)
         assert len(part) < 200 or seen == {0, 1, 2}
-    without = Threshold(Origin.of(setting.fit), "margin", torch.tensor([0.5, 0.4]))
+    without = Threshold(Origin.of(setting.fit), "margin", torch.tensor([0.62, 0.63]))
     own = Engine(setting.network, without)(inputs)
     found = runtime(inputs.numpy())
     unlike = np.abs(found.logits - own.logits.numpy()).max(axis=1) > 1e-3
@@ -325,7 +313,7 @@ def test_inputs_that_do_not_fit_are_refused(setting: Setting, bundle: Path) -> N
 
 
 def test_examples_that_are_no_inputs_are_refused(setting: Setting, tmp_path: Path) -> None:
-    rule, inputs = setting.rules["snell"], setting.inputs
+    rule, inputs = setting.rules["additive"], setting.inputs
     for wrong, words in (
         (inputs[:1], "at least two samples"),
         ([inputs[:2], inputs[:1]], "at least two samples"),
@@ -347,7 +335,7 @@ def test_only_a_bundle_is_written_over(setting: Setting, bundle: Path, tmp_path:
     def refused(folder: Path, words: str) -> None:
         before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
         with pytest.raises(InputError, match=words):
-            export(setting.network, setting.rules["snell"], setting.inputs[:2], folder)
+            export(setting.network, setting.rules["additive"], setting.inputs[:2], folder)
         assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
     (tmp_path / "full").mkdir()

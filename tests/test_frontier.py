@@ -4,8 +4,8 @@ import pytest
 from optdepth.errors import InputError
 from optdepth.stopping.bounds import prophet
 from optdepth.stopping.evaluate import Evaluation, evaluate
-from optdepth.stopping.frontier import BASELINES, FAMILIES, Frontier, fixed_depths, frontier, prices_for
-from optdepth.stopping.price import solve_at
+from optdepth.stopping.frontier import Frontier, fixed_depths, frontier, prices_for
+from optdepth.stopping.methods import METHODS, baselines
 from optdepth.trace import Costs, Trace
 
 
@@ -39,21 +39,22 @@ def straight(points: list[tuple[float, float]], full: tuple[float, float] = (1.0
 
 def test_every_method_takes_a_price_and_a_budget(halves: list[Trace]) -> None:
     fit, test = halves
-    for name, family in FAMILIES.items():
-        for asked in ({"price": 0.1, "budget": None}, {"price": None, "budget": 0.8}):
-            found = evaluate(solve_at(fit, family(fit), **asked), test)
+    for name, method in METHODS.items():
+        family = method.solve(fit)
+        for rule in (family.at(0.1), family.within(0.8)):
+            found = evaluate(rule, test)
             assert found.loss < 1, name
         assert found.cost < 0.9, name
-    assert set(FAMILIES) == {"snell", "placed", "lookahead", *BASELINES}
+    assert set(METHODS) == {"snell", "placed", "lookahead", *baselines()}
 
 
-@pytest.mark.parametrize("method", FAMILIES)
+@pytest.mark.parametrize("method", METHODS)
 def test_points_are_what_evaluate_reports_and_never_beat_hindsight(method: str, halves: list[Trace]) -> None:
     fit, test = halves
     prices = [0.02, 0.6]
     swept = frontier(method, fit, test, prices)
     for price, found in zip(prices, swept.evaluations, strict=True):
-        assert found.value(price) == evaluate(FAMILIES[method](fit)(price), test).value(price)
+        assert found.value(price) == evaluate(METHODS[method].solve(fit).at(price), test).value(price)
         assert found.value(price) >= prophet(test, price=price).value
     assert swept.evaluations[0].cost > swept.evaluations[1].cost
     assert swept.full.cost == pytest.approx(test.costs.full)
@@ -132,11 +133,11 @@ def test_bands_with_one_seed_are_paired() -> None:
 
 def test_bad_input_is_refused(halves: list[Trace]) -> None:
     fit, test = halves
-    with pytest.raises(InputError, match="unknown method 'magic'"):
+    with pytest.raises(InputError, match="no method 'magic'; choose from placed, snell"):
         frontier("magic", fit, test, [0.1])
     with pytest.raises(InputError, match="no prices"):
         frontier("snell", fit, test, [])
-    with pytest.raises(InputError, match="10 samples are in both"):
+    with pytest.raises(InputError, match="10 of these 1210 samples fitted the family"):
         frontier("snell", fit, Trace.concat([test, fit.select(np.arange(10))]), [0.1])
     with pytest.raises(InputError, match="at least two"):
         prices_for(fit, count=1)

@@ -11,14 +11,15 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "optdepth"
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
     {"progress", "files", "palette", "batch"},
-    {"splits", "observe", "tasks"},
+    {"splits", "features", "tasks", "samples", "carving", "threads", "rewards"},
     {"recall", "tensors", "data"},
     {"trace"},
     {"stopping", "networks"},
     {"costs", "record"},
     {"continuous", "training", "inference"},
     {"export", "report"},
-    {"workflow", "flows"},
+    {"runs", "flows"},
+    {"workflow"},
     {"cli"},
 )
 """From the ground up; what stands on one floor does not know its neighbours."""

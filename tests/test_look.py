@@ -8,8 +8,7 @@ import torch
 
 from conftest import noisy_logits
 from optdepth.errors import InputError
-from optdepth.observe import Observer
-from optdepth.stopping.baselines import confidence, entropy, patience
+from optdepth.features import Observer
 from optdepth.stopping.bounds import prophet
 from optdepth.stopping.evaluate import applied, evaluate
 from optdepth.stopping.lookahead import lookahead
@@ -17,6 +16,7 @@ from optdepth.stopping.placed import Placed, placed
 from optdepth.stopping.rule import FixedDepth, Rule
 from optdepth.stopping.snell import snell
 from optdepth.trace import Costs, Trace
+from settings import Setting
 
 NAMES = ("confidence", "margin", "entropy", "streak", "divergence")
 
@@ -43,12 +43,11 @@ def test_certainty_is_the_same_number_both_ways() -> None:
         assert observer.one(logits[i : i + 1], {})[0] == batch[i].tolist()
 
 
-@pytest.mark.parametrize("solver", [snell, lookahead, confidence, entropy, patience])
-def test_a_rule_decides_on_one_sample_as_on_a_batch(splits: tuple[Trace, Trace], solver) -> None:
-    fit, test = splits
-    rule = solver(fit, price=0.1)
-    columns = torch.from_numpy(test.columns(rule.features))
-    for k in range(test.n_exits - 1):
+@pytest.mark.parametrize("name", ["confidence", "entropy", "patience", "additive", "hinged"])
+def test_a_rule_decides_on_one_sample_as_on_a_batch(setting: Setting, name: str) -> None:
+    rule = setting.rules[name]
+    columns = torch.from_numpy(setting.trace.columns(rule.features))
+    for k in range(2):
         stops = rule.stop(k, columns[:, k]).tolist()
         assert [rule.decide(k, row) for row in columns[:, k].tolist()] == stops
 

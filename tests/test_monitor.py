@@ -9,19 +9,11 @@ from optdepth.errors import InputError
 from optdepth.inference.budget import _GAIN, BudgetedEngine
 from optdepth.inference.engine import Answer, Engine
 from optdepth.inference.monitor import Monitor
-from optdepth.stopping.baselines import confidence
-from test_engine import Setting
-
-
-@pytest.fixture(scope="module")
-def setting() -> Setting:
-    return Setting()
+from settings import Setting
 
 
 def family(setting: Setting) -> Engine:
-    return Engine(
-        setting.network, [confidence(setting.fit, price=p) for p in (0.005, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.6)]
-    )
+    return Engine(setting.network, list(setting.ladder.values()))
 
 
 @pytest.mark.parametrize("share", [0.3, 0.7])

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import norm
 
 from optdepth.errors import InputError
-from optdepth.stopping.baselines import tuned
+from optdepth.stopping.baselines import Threshold, tuned
 from optdepth.stopping.evaluate import evaluate
 from optdepth.stopping.lookahead import lookahead
 from optdepth.stopping.money import InTheMoney
@@ -131,10 +131,8 @@ def test_a_rule_that_may_not_look_at_the_reward_does_without() -> None:
 
 def by_hand(trace: Trace, free: tuple[bool, ...]) -> InTheMoney:
     """Stops at every exit where the price is at most the strike, unless the payoff forbids it."""
-    at_most = torch.ones(trace.n_exits - 1)
-    inner = tuned(trace, "price", below=True, price=0.0)
-    inner = type(inner)(inner.origin, "price", at_most, below=True)
-    return InTheMoney(inner.origin, inner, "payoff", free)
+    inside = Threshold(Origin.of(trace), "price", torch.ones(trace.n_exits - 1), below=True)
+    return InTheMoney(inside.origin, inside, "payoff", free)
 
 
 def test_a_reward_of_nothing_outvotes_the_rule_inside_where_going_on_is_free(tmp_path: Path) -> None:
@@ -157,9 +155,8 @@ def test_it_stands_inside_a_placed_rule(tmp_path: Path) -> None:
     trace = american_put(60, seed=1)
     origin = Origin.of(trace)
     kept = (10, 30, 49)
-    inner = by_hand(american_put(60, seed=1).select(np.arange(60)), (True,) * 49).inner
     short = Origin(origin.costs.keep(kept))
-    threshold = type(inner)(short, "price", torch.ones(2), below=True)
+    threshold = Threshold(short, "price", torch.ones(2), below=True)
     rule = Placed(origin, InTheMoney(short, threshold, "payoff", (True, True)), kept)
     rule.save(tmp_path)
     np.testing.assert_array_equal(Rule.load(tmp_path).stops(trace), rule.stops(trace))

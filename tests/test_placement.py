@@ -74,13 +74,6 @@ def test_a_local_search_is_close_to_the_exhaustive_one_and_says_how_close(monkey
     assert all(b.exhaustive and not n.exhaustive for b, n in zip(best, near, strict=True))
     behind = np.array([n.value - b.value for b, n in zip(best, near, strict=True)])
     scale = np.array([b.value for b in best])
-    print(
-        [b.kept for b in best],
-        (behind == 0).mean(),
-        (behind / scale).max(),
-        [n.distance for n in near],
-        [n.tried for n in near],
-    )
     assert (behind == 0).mean() >= 0.8
     assert (behind / scale).max() <= 0.01
     assert (behind <= [n.distance for n in near]).all()

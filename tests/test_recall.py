@@ -9,21 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import noisy_logits
-from optdepth.costs import flops
 from optdepth.errors import InputError
 from optdepth.inference.engine import Engine
+from optdepth.inference.legs import Outcome, Remembered, legs_of
 from optdepth.networks import resnet
 from optdepth.recall import best_recall, every_answer
 from optdepth.record import record
-from optdepth.stopping.baselines import confidence
+from optdepth.stopping.baselines import Threshold, confidence
 from optdepth.stopping.evaluate import evaluate
 from optdepth.stopping.frontier import fixed_depths
 from optdepth.stopping.placement import place
 from optdepth.stopping.rule import FixedDepth, Origin, Rule
 from optdepth.stopping.snell import snell
 from optdepth.trace import Costs, Trace
+from settings import Setting
 
-HALVES = slice(0, 120), slice(120, 240)
 COSTS = Costs.of([1.0, 2.0, 3.0, 4.0], look=0.1)
 
 
@@ -91,24 +91,53 @@ def test_a_fixed_depth_pays_for_the_looks_that_its_answer_needs() -> None:
     assert FixedDepth(Origin.of(trace), 2).looks == (False, True, True, False)
 
 
-def test_the_engine_answers_by_the_recall_of_its_rule() -> None:
+def test_the_engine_answers_by_the_recall_of_its_rule(setting: Setting) -> None:
     """At every batch size what the trace says: its losses are of the answers that the engine gives."""
-    network = resnet(8, classes=4, channels=1, width=4, seed=0)
-    for head in network.heads:
-        torch.nn.init.normal_(head.linear.weight, std=3.0, generator=torch.Generator().manual_seed(0))
-    generator = torch.Generator().manual_seed(1)
-    inputs = torch.randn(240, 1, 8, 8, generator=generator)
-    labels = torch.randint(0, 4, (240,), generator=generator)
-    costs, windows = flops(network, inputs[:1]).relative(), ((0, 0), (0, 1), (1, 1))
-    fit, test = (record(network, [(inputs[half], labels[half])], costs, recall=windows) for half in HALVES)
-    for rule in (snell(fit, price=0.3), confidence(fit, budget=0.6), FixedDepth(Origin.of(fit), 1)):
-        found = evaluate(rule, test)
-        for size in (1, 7, 120):
-            answers = [Engine(network, rule)(part) for part in inputs[HALVES[1]].split(size)]
-            np.testing.assert_array_equal(torch.cat([a.exit for a in answers]), found.stopped_at)
-            wrong = torch.cat([a.logits for a in answers]).argmax(-1) != labels[HALVES[1]]
-            np.testing.assert_array_equal(wrong.double(), found.losses)
-    assert len(set(found.stopped_at)) == 1
+    windows = ((0, 0), (0, 1), (1, 1))
+    trace = record(setting.network, [(setting.inputs, setting.labels)], setting.trace.costs, recall=windows)
+    answers = every_answer(setting.logits, windows)
+    for name in ("additive", "fixed 1", "fixed 2"):
+        rule, exits = setting.rules[name], setting.stops[name]
+        engine = Engine(setting.network, type(rule).restore(Origin.of(trace), rule.arguments()))
+        for size in (1, 7, 400):
+            batches = [engine(part) for part in setting.inputs[: 40 if size == 1 else 400].split(size)]
+            found, rows = torch.cat([batch.logits for batch in batches]), np.arange(40 if size == 1 else 400)
+            np.testing.assert_array_equal(torch.cat([batch.exit for batch in batches]), exits[rows])
+            torch.testing.assert_close(found.softmax(-1), answers[rows, exits[rows]].softmax(-1), rtol=1e-4, atol=1e-4)
+            wrong = found.argmax(-1) != setting.labels[rows]
+            np.testing.assert_array_equal(wrong.double(), trace.losses[rows, exits[rows]])
+
+
+def test_a_fixed_depth_keeps_nothing_for_exits_that_do_not_answer() -> None:
+    """A deeper exit would recall the first; the fixed one does not, and does not look at it."""
+    network = resnet(14, classes=4, channels=1, width=4, seed=0).eval()
+    inputs = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    windows = ((0, 0), (1, 1), (0, 2), (2, 3), (0, 4), (5, 5))
+    rule = FixedDepth(Origin(flops(network, inputs[:1]), network.fingerprint(), recall=windows), 3)
+    assert rule.looks == (False, False, True, True, False, False)
+    with torch.inference_mode():
+        expected = every_answer(torch.stack(network(inputs), dim=1), windows)[:, 3]
+    for size in (1, 6):
+        answers = [Engine(network, rule)(part) for part in inputs.split(size)]
+        torch.testing.assert_close(torch.cat([answer.logits for answer in answers]), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_leg_gives_one_outcome_with_all_that_is_remembered_in_one_memory(rows: int) -> None:
+    network = resnet(8, classes=4, channels=1, width=4, seed=0).eval()
+    costs, windows = Costs.of([1.0, 2.0, 3.0]), ((0, 0), (0, 1), (0, 2))
+    rule = Threshold(Origin(costs, recall=windows), "streak", torch.tensor([9.0, 9.0]))
+    state, memory = torch.zeros(rows, 1, 8, 8), Remembered.nothing()
+    with torch.inference_mode():
+        for k, leg in enumerate(legs_of(network, rule)):
+            found = leg.one(state, memory) if rows == 1 else leg(state, memory)
+            assert isinstance(found, Outcome)
+            assert isinstance(found.memory, Remembered)
+            assert (found.answers is None) == (rows == 1 and k < 2)
+            assert (found.stops is None) == (rows == 1 or k == 2)
+            state, _, _, memory = found
+    assert list(memory.seen) == ["streak"]
+    assert list(memory.past) == ["0", "1"]
 
 
 def test_windows_that_cannot_be_are_refused() -> None:

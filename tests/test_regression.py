@@ -23,7 +23,9 @@ def test_a_fitted_function_is_its_basis_times_its_coefficients_and_survives_bein
         function = basis.function(coefficients)
         expected = columns.double() @ torch.from_numpy(coefficients)
         torch.testing.assert_close(function(torch.from_numpy(seen)).double(), expected, rtol=1e-4, atol=1e-4)
-        held = {f"3.{name}": value for name, value in function.named_buffers()}
+        alone = torch.tensor([function.at(row) for row in seen[:50].tolist()], dtype=torch.float64)
+        torch.testing.assert_close(alone, expected[:50], rtol=1e-4, atol=1e-4)
+        held = {f"3.{name}": value for name, value in function.arguments().items()}
         back = restored(type(function).__name__, "3.", {"30.low": torch.zeros(1), **held})
         assert torch.equal(back(torch.from_numpy(seen)), function(torch.from_numpy(seen)))
         assert type(function) in Function.kinds.values()

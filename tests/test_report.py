@@ -15,10 +15,9 @@ from optdepth.report import Provenance, write_report
 from optdepth.report.gallery import _least
 from optdepth.report.regions import Decisions, Regions
 from optdepth.stopping.baselines import confidence
-from optdepth.stopping.certify import certified
 from optdepth.stopping.evaluate import evaluate
-from optdepth.stopping.frontier import FAMILIES
-from optdepth.stopping.placed import placed_family
+from optdepth.stopping.methods import METHODS
+from optdepth.stopping.placed import placed
 from optdepth.stopping.rule import FixedDepth, Origin
 from optdepth.trace import Costs, Trace
 
@@ -39,9 +38,9 @@ def synthetic(samples: int, exits: int) -> Trace:
 
 def ingredients(exits: int = 3, methods: tuple[str, ...] = ("placed", "confidence", "patience")) -> dict[str, Any]:
     fit, test = synthetic(900, exits).split(0.4, 0.6, seed=0)
-    rules = {name: FAMILIES[name](fit)(PRICE) for name in methods}
+    rules = {name: METHODS[name].solve(fit).at(PRICE) for name in methods}
     names = [f"block {k + 1}" for k in range(exits)]
-    return {"title": "A report", "exits": names, "fit": fit, "test": test, "rules": rules, "price": PRICE, "made": MADE}
+    return {"title": "A report", "names": names, "fit": fit, "test": test, "rules": rules, "price": PRICE, "made": MADE}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +53,7 @@ def page(given: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str
     path = tmp_path_factory.mktemp("report") / "page.html"
     shade = lambda i: Image.new("L", (8, 8), i % 256)  # noqa: E731
     labels = [f"digit {i % 10}" for i in range(len(given["test"]))]
-    clock = [Clocked("placed", 64, full=2.125, engine=1.5, speedup=1.43, saving=1.79)]
+    clock = [Clocked("placed", 64, full=2.125, engine=1.5, speedup=1.43, saving=1.79, threads=1)]
     write_report(path, **given, images=shade, labels=labels, clock=clock)
     return path.read_text()
 
@@ -152,7 +151,7 @@ def test_two_exits_without_pictures_or_clock(tmp_path: Path) -> None:
 
 def test_hostile_text_is_shown_not_run(tmp_path: Path) -> None:
     given = ingredients(exits=2)
-    given |= {"title": HOSTILE, "exits": [HOSTILE, "</svg>-->$"], "made": Provenance([HOSTILE], {HOSTILE: HOSTILE}, {})}
+    given |= {"title": HOSTILE, "names": [HOSTILE, "</svg>-->$"], "made": Provenance([HOSTILE], {HOSTILE: HOSTILE}, {})}
     given["rules"][HOSTILE] = FixedDepth(Origin(given["fit"].costs), 0)
     labels = [HOSTILE] * len(given["test"])
     write_report(tmp_path / "page.html", **given, images=lambda i: Image.new("RGB", (300, 200)), labels=labels)
@@ -186,7 +185,7 @@ def test_the_same_ingredients_give_the_same_page(given: dict[str, Any], tmp_path
 def test_regions_find_the_feature_the_direction_and_the_edge(given: dict[str, Any]) -> None:
     fit, test = given["fit"], given["test"]
     for method, feature, rising in (("confidence", "confidence", True), ("entropy", "entropy", False)):
-        rule = FAMILIES[method](fit)(PRICE)
+        rule = METHODS[method].solve(fit).at(PRICE)
         regions = Regions.of(rule, test)
         assert (regions.feature, regions.rising, regions.ranked) == (feature, rising, 1.0)
         for at, threshold in zip(regions.decisions, rule.thresholds.tolist(), strict=True):
@@ -194,7 +193,7 @@ def test_regions_find_the_feature_the_direction_and_the_edge(given: dict[str, An
             inner, outer = (goes.max(), stops.min()) if rising else (stops.max(), goes.min())
             assert inner <= regions.cut(at) <= outer
             assert inner <= threshold <= outer
-    lookahead = Regions.of(FAMILIES["lookahead"](fit)(PRICE), test)
+    lookahead = Regions.of(METHODS["lookahead"].solve(fit).at(PRICE), test)
     assert lookahead.feature in test.features
     assert 0.7 < lookahead.ranked <= 1
 
@@ -228,7 +227,7 @@ def test_bad_input_is_refused(given: dict[str, Any], tmp_path: Path) -> None:
         with pytest.raises(InputError, match=match):
             write_report(tmp_path / "page.html", **{**given, **changed})
 
-    refused("2 exit names", exits=["a", "b"])
+    refused("2 exit names", names=["a", "b"])
     refused("1 labels for 540", labels=["a"])
     refused("needs 'placed'", rules={"confidence": given["rules"]["confidence"]})
     refused("needs 'placed'", rules={"placed": given["rules"]["placed"]})
@@ -243,10 +242,10 @@ def test_bad_input_is_refused(given: dict[str, Any], tmp_path: Path) -> None:
 def test_promises_are_about_the_exits_that_the_rule_looks_at(tmp_path: Path) -> None:
     dear = lambda trace: dataclasses.replace(trace, costs=Costs.of(trace.costs.reach, 0.1))  # noqa: E731
     fit, certify, test = map(dear, synthetic(3_000, 5).split(0.3, 0.3, 0.4, seed=1))
-    rules = {name: FAMILIES[name](fit)(PRICE) for name in ("placed", "confidence")}
+    rules = {name: METHODS[name].solve(fit).at(PRICE) for name in ("placed", "confidence")}
     kept = [k for k, looks in enumerate(rules["placed"].looks) if looks]
     assert 2 <= len(kept) < 5
-    given = {"title": "A report", "exits": list("abcde"), "fit": fit, "test": test, "rules": rules, "price": PRICE}
+    given = {"title": "A report", "names": list("abcde"), "fit": fit, "test": test, "rules": rules, "price": PRICE}
     write_report(tmp_path / "page.html", **given, made=MADE, certify=certify)
     numbered = ", ".join(f"{i} is {'abcde'[k]}" for i, k in enumerate(kept))
     page = (tmp_path / "page.html").read_text()
@@ -257,12 +256,12 @@ def test_promises_are_about_the_exits_that_the_rule_looks_at(tmp_path: Path) -> 
 @pytest.mark.parametrize("exits", [2, 5])
 def test_promises_are_certified_on_other_samples(exits: int, tmp_path: Path) -> None:
     fit, certify, test = synthetic(3_000, exits).split(0.3, 0.3, 0.4, seed=1)
-    rules = {name: FAMILIES[name](fit)(PRICE) for name in ("placed", "confidence")}
+    rules = {name: METHODS[name].solve(fit).at(PRICE) for name in ("placed", "confidence")}
     names = [f"block {k + 1}" for k in range(exits)]
-    given = {"title": "A report", "exits": names, "fit": fit, "test": test, "rules": rules, "price": PRICE}
+    given = {"title": "A report", "names": names, "fit": fit, "test": test, "rules": rules, "price": PRICE}
     write_report(tmp_path / "page.html", **given, made=MADE, certify=certify)
     page = (tmp_path / "page.html").read_text()
-    found = certified(placed_family(fit), fit, certify, risk=0.01, confidence=0.95, measure="excess")
+    found = placed(fit).certified(certify, risk=0.01, confidence=0.95, measure="excess")
     assert "What can be promised" in page
     assert str(found)[1:] in html.unescape(page)
     for trace in (fit, test):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from optdepth.batch import hidden, select
 from optdepth.errors import InputError
-from optdepth.networks import Exit, StagedNetwork, load_network, residual_size, resnet
+from optdepth.features import residual_size
+from optdepth.networks import Exit, StagedNetwork, load_network, resnet
 
 SAVED = {"depth": 8, "classes": 3, "channels": 1, "width": 4, "seed": 0}
 

@@ -15,18 +15,13 @@ from optdepth.inference.stream import stream
 from optdepth.recall import Windows
 from optdepth.stopping.baselines import Threshold
 from optdepth.stopping.rule import FixedDepth, Origin
-from test_engine import Setting, anywhere, counted
+from settings import Setting, anywhere, counted
 from zoo import deciding, speaking, tokens
-
-
-@pytest.fixture(scope="module")
-def setting() -> Setting:
-    return Setting()
 
 
 @settings(max_examples=12, deadline=None)
 @given(
-    name=st.sampled_from(["snell", "confidence", "patience", "fixed 1"]),
+    name=st.sampled_from(["additive", "confidence", "patience", "fixed 1"]),
     samples=st.integers(1, 70),
     batch=st.sampled_from([1, 4, 16]),
     room=st.integers(1, 5),
@@ -49,7 +44,7 @@ def test_each_sample_is_answered_once_as_by_the_engine(
 
 @pytest.mark.parametrize("ordered", [False, True])
 def test_no_more_samples_are_in_flight_than_the_capacity(setting: Setting, ordered: bool) -> None:
-    engine, drawn, given, most = Engine(setting.network, setting.rules["snell"]), 0, 0, 0
+    engine, drawn, given, most = Engine(setting.network, setting.rules["additive"]), 0, 0, 0
 
     def source():
         nonlocal drawn, most
@@ -64,19 +59,24 @@ def test_no_more_samples_are_in_flight_than_the_capacity(setting: Setting, order
     assert given == drawn == 200
 
 
-def test_deep_stages_run_on_full_batches(setting: Setting) -> None:
+def test_deep_stages_run_on_full_batches_until_the_stream_ends(setting: Setting) -> None:
     network, stages, _ = counted(setting.network)
-    engine = Engine(network, anywhere(setting.rules["snell"]))
-    list(stream(engine, setting.inputs[200:], batch=16))
-    exits = engine(setting.inputs[200:]).exit
-    for k in (1, 2):
-        runs = stages[k].sizes[:-1]  # the last is the engine's
-        assert sum(runs) == int((exits >= k).sum())
-        assert len(runs) == -(-sum(runs) // 16), "a run that was not full before the stream's end"
+    engine, ended = Engine(network, anywhere(setting.rules["additive"])), []
+
+    def source():
+        yield from setting.inputs[200:]
+        ended.extend(len(stage.sizes) for stage in stages)
+
+    list(stream(engine, source(), batch=16))
+    exits = setting.stops["additive"][200:]
+    for k, stage in enumerate(stages):
+        assert ended[k] > 0
+        assert stage.sizes[: ended[k]] == [16] * ended[k]
+        assert sum(stage.sizes) == (exits >= k).sum()
 
 
 def test_a_sample_that_fails_is_named_and_the_others_are_answered(setting: Setting) -> None:
-    engine, inputs = Engine(setting.network, setting.rules["snell"]), list(setting.inputs[200:230])
+    engine, inputs = Engine(setting.network, setting.rules["additive"]), list(setting.inputs[200:230])
     inputs[3] = torch.full_like(inputs[3], float("nan"))
     inputs[17] = torch.randn(5, 8, 8)  # five channels
     answers = {answer.index: answer for answer in stream(engine, inputs, batch=8)}
@@ -102,7 +102,7 @@ class Clock:
 
 
 def test_no_sample_waits_longer_than_the_delay(setting: Setting) -> None:
-    engine = Engine(setting.network, setting.rules["snell"])
+    engine = Engine(setting.network, setting.rules["additive"])
     endless = itertools.cycle(setting.inputs[200:])
     waits = {}
     for delay in (None, 50.0):
@@ -114,7 +114,7 @@ def test_no_sample_waits_longer_than_the_delay(setting: Setting) -> None:
 
 
 def test_samples_of_unlike_shapes_are_answered_apart(setting: Setting) -> None:
-    engine = Engine(setting.network, setting.rules["snell"])
+    engine = Engine(setting.network, setting.rules["additive"])
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(1, 8 + 4 * (i % 2), 8 + 4 * (i % 2), generator=generator) for i in range(20)]
     for answer in stream(engine, inputs, batch=4):
@@ -142,7 +142,7 @@ def test_sentences_of_several_lengths_are_answered_as_by_the_engine_on_each() ->
 
 def test_samples_that_cannot_run_together_run_apart_and_others_are_answered(setting: Setting) -> None:
     """A sample of another form or type neither stops the stream nor spoils those it arrives with."""
-    engine, inputs = Engine(setting.network, setting.rules["snell"]), setting.inputs[200:212]
+    engine, inputs = Engine(setting.network, setting.rules["additive"]), setting.inputs[200:212]
     strange = [inputs[0].double(), {"images": inputs[0]}, (inputs[0],), None, 3.0, {}, "cat", [inputs[0], "cat"]]
     mixed = [sample for pair in zip(inputs, strange, strict=False) for sample in pair] + list(inputs[8:])
     for ordered in (False, True):
@@ -158,7 +158,7 @@ def test_samples_that_cannot_run_together_run_apart_and_others_are_answered(sett
 @pytest.mark.parametrize("recall", [((0, 0), (0, 1), (1, 1)), ((0, 0), (0, 1), (0, 2))])
 def test_a_rule_with_recall_is_answered_by_it(setting: Setting, recall: Windows) -> None:
     origin, inputs = replace(Origin.of(setting.fit), recall=recall), setting.inputs[200:240]
-    for rule in (Threshold(origin, "margin", torch.tensor([0.5, 0.4])), *(FixedDepth(origin, k) for k in range(3))):
+    for rule in (Threshold(origin, "margin", torch.tensor([0.62, 0.63])), *(FixedDepth(origin, k) for k in range(3))):
         engine = Engine(setting.network, rule)
         expected = engine(inputs)
         for answer in stream(engine, inputs, batch=8, ordered=True):
@@ -175,7 +175,7 @@ def test_a_stream_reads_only_as_far_as_it_is_asked(setting: Setting) -> None:
 
 
 def test_bad_arguments_are_refused(setting: Setting) -> None:
-    engine = Engine(setting.network, setting.rules["snell"])
+    engine = Engine(setting.network, setting.rules["additive"])
     for wrong in ({"batch": 0}, {"batch": 8, "capacity": 4}, {"batch": 1, "max_delay": -1.0}):
         with pytest.raises(InputError):
             next(stream(engine, setting.inputs[:4], **wrong))

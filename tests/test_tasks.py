@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 import optdepth as od
 from optdepth.errors import InputError
+from optdepth.features import Observer, observe
 from optdepth.networks import Exit
-from optdepth.observe import Observer, observe
-from optdepth.stopping.baselines import tuned
+from optdepth.stopping.rule import FixedDepth, Origin
 from optdepth.tasks import token_cross_entropy, token_error
 from optdepth.training import DeepSupervision, DepthLoss, StoppingCost
 from optdepth.training.objective import Objective
+from settings import parting
 
 SHARED_EVENLY = DepthLoss(parts=((1.0, DeepSupervision("equal")),), distillation=0)
 
@@ -148,20 +149,28 @@ def test_the_solved_rule_is_no_worse_than_the_best_fixed_depth(setting: Regressi
     assert lead.mean() > -3 * lead.std() / np.sqrt(len(lead)) - price * setting.costs.look.sum()
 
 
-def test_the_solved_rule_beats_the_best_fixed_depth_where_samples_differ(digits: Digits) -> None:
-    price, alone = 0.2, digits.costs.reach + digits.costs.look
-    best = int((digits.fit.losses.mean(axis=0) + price * alone).argmin())
-    found = od.evaluate(od.snell(digits.fit, price=price), digits.test)
-    lead = digits.test.losses[:, best] + price * alone[best] - found.losses - price * found.costs
-    assert lead.mean() > 0
+def converging(samples: int, seed: int) -> od.Trace:
+    """Numbers of which half are right at once, and the others off by 1 / 2^k at exit k; the change shows which."""
+    random = np.random.default_rng(seed)
+    target, off = random.normal(size=(samples, 1)), random.integers(0, 2, (samples, 1)) * random.choice([-1, 1])
+    answers = target + off * 0.5 ** np.arange(6)
+    costs = od.Costs.of(np.arange(1, 7) / 6)
+    return od.Trace.from_answers(answers, (answers - target) ** 2, costs, kind="numbers", source=str(seed))
 
 
-@pytest.mark.parametrize("price", [0.02, 0.1, 0.4])
-def test_the_engine_stops_where_the_trace_says(setting: Regression | Digits, price: float) -> None:
+def test_the_solved_rule_beats_the_best_fixed_depth_where_samples_differ() -> None:
+    """The slow half needs three exits or four, the quick one two, to see that it is quick."""
+    price, (fit, test) = 0.2, (converging(1_000, seed) for seed in (0, 1))
+    fixed = (test.losses + price * test.costs.paid()).mean(axis=0).min()
+    assert od.evaluate(od.snell(fit, price=price), test).value(price) < fixed - 0.02
+
+
+def test_the_engine_stops_where_the_trace_says(setting: Regression | Digits) -> None:
     """Answers (n,) for diabetes, (n, 1) for the digits; whatever the batch size."""
-    fixed = [od.FixedDepth(od.snell(setting.fit, price=price).origin, k) for k in (0, 2)]
-    for rule in (od.snell(setting.fit, price=price), tuned(setting.fit, "change", price=price, below=True), *fixed):
+    fixed = [FixedDepth(Origin.of(setting.fit), k) for k in (0, 2)]
+    for rule in (parting(setting.test, ("change", "level", "residual")), parting(setting.test, ("change",)), *fixed):
         exits, engine = rule.stopped_at(setting.test), od.Engine(setting.network, rule)
+        assert rule in fixed or len(np.unique(exits)) >= 3
         with torch.inference_mode():
             whole = torch.stack(setting.network(setting.inputs))
         for size in (1, 50, len(exits)):
@@ -172,14 +181,9 @@ def test_the_engine_stops_where_the_trace_says(setting: Regression | Digits, pri
             torch.testing.assert_close(logits, whole[found, torch.arange(len(found))], rtol=1e-4, atol=1e-4)
 
 
-def test_rules_stop_at_unlike_exits(digits: Digits) -> None:
-    """Guards the tests above: a rule that never or always stops early would prove nothing."""
-    assert np.count_nonzero(od.evaluate(od.snell(digits.fit, price=0.1), digits.test).shares) >= 3
-
-
 def test_what_is_observed_of_numbers() -> None:
     answers = torch.tensor([[[3.0, 4.0], [3.0, 1.0], [3.0, 1.0]]])  # one sample, three exits, two numbers
-    seen, features = observe(answers, "numbers", torch.tensor([[1.0, 0.5, 0.25]]))
+    seen, features = observe(answers, "numbers", {"residual": [[1.0, 0.5, 0.25]]})
     assert features == ("change", "level", "residual")
     torch.testing.assert_close(seen, torch.tensor([[[5.0, 3.5, 1.0], [3.0, 2.0, 0.5], [0.0, 2.0, 0.25]]]))
     single, _ = observe(answers[:, :, 0], "numbers")
@@ -276,14 +280,11 @@ def test_a_token_task_runs_from_training_to_the_engine() -> None:
         optimizer.step()
     network.eval()
     costs = od.flops(network, tokens[:1]).relative()
-    fit, test = (
-        od.record(network, [(tokens[part], labels[part])], costs, loss=token_error, source="tags", rows=rows)
-        for part, rows in ((slice(300, 450), np.arange(300, 450)), (slice(450, 600), np.arange(450, 600)))
-    )
+    test = od.record(network, [(tokens[450:], labels[450:])], costs, loss=token_error, source="tags")
     assert test.losses[:, -1].mean() < 0.2
-    rule = od.snell(fit, price=0.1)
-    exits_there = od.evaluate(rule, test).stopped_at
-    assert len(set(exits_there.tolist())) > 1
+    rule = parting(test, ("margin", "entropy"), aside=0.1)  # trained, it is sure of most at the last exits
+    exits_there = rule.stopped_at(test)
+    assert len(np.unique(exits_there)) > 1
     engine = od.Engine(network, rule)
     together = engine(tokens[450:])
     assert together.logits.shape == (150, 9, 2)

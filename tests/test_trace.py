@@ -1,5 +1,6 @@
 """Trace: what it accepts, what it refuses, and that saving, splitting and joining lose nothing."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 from conftest import noisy_logits, noisy_trace
 from optdepth.errors import InputError
+from optdepth.stopping.placement import keep
 from optdepth.trace import Costs, Trace
 
 
@@ -57,6 +59,9 @@ def test_bad_costs_are_refused(costs: object, says: str) -> None:
         ({"features": ("one",)}, "1 feature names for 2"),
         ({"posterior_losses": np.zeros((6, 2))}, "posterior_losses has shape"),
         ({"rows": np.arange(5)}, "rows has shape"),
+        ({"disagreement": np.zeros((6, 2))}, r"of 6 samples at 3 exits, and false at the last; got shape \(6, 2\)"),
+        ({"disagreement": np.full((6, 3), 2)}, "disagreement is true or false .* values 2"),
+        ({"disagreement": np.ones((6, 3))}, "false at the last; .* values 1.0"),
     ],
 )
 def test_bad_traces_are_refused(changes: dict, says: str) -> None:
@@ -139,3 +144,25 @@ def test_from_logits_refuses_labels_out_of_range_and_nan() -> None:
     logits[2, 1, 0] = np.nan
     with pytest.raises(InputError, match="logit of sample 2 at exit 1"):
         Trace.from_logits(logits, torch.zeros(5, dtype=torch.long), Costs.of(np.arange(1, 9)))
+
+
+def test_where_answers_differ_from_the_last_exits_goes_along_with_the_samples(tmp_path: Path) -> None:
+    logits, labels = noisy_logits(60, exits=4)
+    told = logits.argmax(-1) != logits[:, -1:].argmax(-1)
+    trace = Trace.from_logits(logits, labels, Costs.of([1, 2, 3, 4]))
+    np.testing.assert_array_equal(trace.disagreement, told)
+    one, other = trace.split(0.5, 0.5, seed=0)
+    joined = Trace.concat([one, other])
+    np.testing.assert_array_equal(joined.disagreement, told[joined.rows])
+    joined.save(tmp_path / "trace.safetensors")
+    again = Trace.load(tmp_path / "trace.safetensors").disagreement
+    assert again.dtype == bool
+    np.testing.assert_array_equal(again, joined.disagreement)
+    np.testing.assert_array_equal(keep(trace, [1, 3]).disagreement, told[:, [1, 3]])
+    assert keep(trace, [0, 2]).disagreement is None  # of a last exit that is not there
+    recalled = Trace.from_logits(logits, labels, trace.costs, recall=((0, 0),) * 4)
+    assert not recalled.disagreement.any()  # all answer by the first
+    likely = Trace.from_answers(logits, trace.losses, trace.costs, kind="classes")
+    np.testing.assert_array_equal(likely.disagreement, told)
+    assert Trace.from_answers(logits[..., 0], trace.losses, trace.costs, kind="numbers").disagreement is None
+    assert Trace.concat([one, dataclasses.replace(other, disagreement=None)]).disagreement is None

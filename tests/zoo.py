@@ -15,6 +15,7 @@ from optdepth.costs import flops
 from optdepth.networks import StagedNetwork, stage
 from optdepth.stopping.baselines import Threshold
 from optdepth.stopping.rule import Origin
+from settings import widest_gap
 
 
 def library(name: str) -> ModuleType:
@@ -159,9 +160,6 @@ def deciding(network: StagedNetwork, batches: Sequence[Inputs]) -> Threshold:
     thresholds = []
     for k in range(len(network.exits) - 1):
         best = torch.cat([answer[k] for answer in answers]).softmax(-1).topk(2).values
-        margins = (best[:, 0] - best[:, 1]).sort().values
-        middle = margins[len(margins) // 3 : -(len(margins) // 3)]
-        widest = int(middle.diff().argmax())
-        thresholds.append(float(middle[widest : widest + 2].mean()))
+        thresholds.append(widest_gap(best[:, 0] - best[:, 1]))
     origin = Origin(flops(network, batches[0]).relative(), network.fingerprint())
     return Threshold(origin, "margin", torch.tensor(thresholds))

@@ -4,26 +4,22 @@ from .continuous.problem import StoppingProblem
 from .costs import flops
 from .data import load_data
 from .errors import InputError
-from .inference.budget import BudgetedEngine
-from .inference.decoding import Decoder, token_flops
-from .inference.engine import Answer, Engine
-from .inference.looped import looped_engine
+from .inference.decoding import Decoder
+from .inference.engine import Engine
 from .inference.monitor import Monitor
 from .inference.stream import stream
 from .inference.timings import Timings, latency
-from .networks import StagedNetwork, load_network, looped, neural_ode, resnet, stage, unrolled
-from .recall import best_recall
+from .networks import StagedNetwork, load_network, resnet, stage
 from .record import record
 from .stopping.baselines import confidence, entropy, patience
-from .stopping.bounds import gap, prophet
-from .stopping.certify import Certificate, certified
-from .stopping.evaluate import Evaluation, evaluate
+from .stopping.bounds import gap
+from .stopping.evaluate import evaluate
+from .stopping.family import Family
 from .stopping.finite import finite_depth
 from .stopping.lookahead import lookahead
-from .stopping.placed import placed, placed_family
-from .stopping.placement import place
-from .stopping.rule import FixedDepth, Rule
-from .stopping.snell import snell, snell_family
+from .stopping.placed import placed
+from .stopping.rule import Rule
+from .stopping.snell import snell
 from .stopping.stationary import stationary
 from .tensors import TensorData
 from .trace import Costs, Trace
@@ -31,15 +27,11 @@ from .training.depth_loss import DepthLoss
 from .training.loop import train
 
 __all__ = [
-    "Answer",
-    "BudgetedEngine",
-    "Certificate",
     "Costs",
     "Decoder",
     "DepthLoss",
     "Engine",
-    "Evaluation",
-    "FixedDepth",
+    "Family",
     "FlowEngine",
     "InputError",
     "Monitor",
@@ -49,8 +41,6 @@ __all__ = [
     "TensorData",
     "Timings",
     "Trace",
-    "best_recall",
-    "certified",
     "confidence",
     "entropy",
     "evaluate",
@@ -62,22 +52,13 @@ __all__ = [
     "load_data",
     "load_network",
     "lookahead",
-    "looped",
-    "looped_engine",
-    "neural_ode",
     "patience",
-    "place",
     "placed",
-    "placed_family",
-    "prophet",
     "record",
     "resnet",
     "snell",
-    "snell_family",
     "stage",
     "stationary",
     "stream",
-    "token_flops",
     "train",
-    "unrolled",
 ]

@@ -30,7 +30,7 @@ _out, _err = Console(), Console(stderr=True)
 
 RunFolder = Annotated[Path, typer.Argument(help="The run folder that `optdepth train --out` made.", metavar="RUN")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
-Seed = Annotated[int, typer.Option(help="Same seed, same machine, same result.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same machine, same number of threads: same result.")]
 DataName = Annotated[
     str,
     typer.Option(
@@ -117,7 +117,9 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Trains a residual network with exits. Interrupted, the same command goes on from the last full epoch."""
-    from .workflow import Run, train_run
+    from .runs import Run
+    from .threads import said
+    from .workflow import train_run
 
     try:
         history = train_run(
@@ -142,8 +144,8 @@ def train(
         raise typer.Exit(130) from None
     Run(out).note(_command())
     *_, full = history["fit accuracy"].values()
-    result, said = history, f"{history['epochs']} epochs; accuracy on the fit split {full:.1%} at full depth"
-    _show(as_json, result, f"{said}; next: optdepth record {out}")
+    made = f"{history['epochs']} epochs on {said(history['threads'])}"
+    _show(as_json, history, f"{made}; accuracy on the fit split {full:.1%} at full depth; next: optdepth record {out}")
 
 
 @app.command()
@@ -156,15 +158,18 @@ def record(
     as_json: AsJson = False,
 ) -> None:
     """Records losses, observations and costs at every exit, for the fit, certify and test splits."""
-    from .workflow import Run, record_run
+    from .runs import Run
+    from .threads import said
+    from .workflow import record_run
 
     here = Run(run)
-    traces = record_run(here, measure=costs, batch=batch, progress=not as_json)
+    traces, threads = record_run(here, measure=costs, batch=batch, progress=not as_json)
     here.note(_command())
     sizes = {name: len(trace) for name, trace in traces.items()}
-    said = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
-    result = {"samples": sizes, "exits": traces["fit"].n_exits, "unit": traces["fit"].costs.unit}
-    _show(as_json, result, f"recorded {said} samples; next: optdepth solve {run} --price 0.05")
+    splits = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+    result = {"samples": sizes, "exits": traces["fit"].n_exits, "unit": traces["fit"].costs.unit, "threads": threads}
+    sentence = f"recorded {splits} samples on {said(threads)}; next: optdepth solve {run} --price 0.05"
+    _show(as_json, result, sentence)
 
 
 @app.command()
@@ -185,11 +190,12 @@ def solve(
     as_json: AsJson = False,
 ) -> None:
     """Solves the stopping rules on the fit split, at a price or for a budget."""
-    from .stopping.frontier import FAMILIES
-    from .workflow import Run, solve_run
+    from .runs import Run
+    from .stopping.methods import METHODS
+    from .workflow import solve_run
 
     here = Run(run)
-    methods = list(FAMILIES) if method == "all" else [method]
+    methods = list(METHODS) if method == "all" else [method]
     rules = solve_run(here, methods, price=price, budget=budget, progress=not as_json)
     here.note(_command())
     result = {name: {"kind": type(rule).__name__, "price": rule.origin.price} for name, rule in rules.items()}
@@ -207,28 +213,38 @@ def certify(
         Literal["excess", "loss"],
         typer.Option(help="`excess`: error above the full network's; `loss`: the error itself."),
     ] = "excess",
+    disagreement: Annotated[
+        float | None,
+        typer.Option(help="Promise this as well: how often, at most, the answer is not the full network's."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Finds the cheapest solved rule that provably keeps a promise (Learn-then-Test); kept as the rule `certified`.
 
     Rules are solved on the fit split and tested on the certify split, which fits nothing. Where no rule that stops
-    early can be shown to keep the promise, the rule is the full depth, and the sentence says so.
+    early can be shown to keep the promise, the rule is the full depth, and the sentence says so, and how many samples
+    would do. With `--disagreement` both promises hold at once, with the one confidence.
     """
-    from .workflow import CERTIFIED, Run, certify_run
+    from .runs import CERTIFIED, Run
+    from .workflow import certify_run
 
     here = Run(run)
+    risks: dict[Literal["loss", "excess", "disagreement"], float] = {measure: risk}
+    if disagreement is not None:
+        risks["disagreement"] = disagreement
     with _err.status("solving rules at rising prices and testing them"):
-        found = certify_run(here, risk=risk, confidence=confidence, measure=measure)
+        found = certify_run(here, risks=risks, confidence=confidence)
     here.note(_command())
     result = {
         "certified": found.certified,
-        "measure": found.measure,
-        "risk": found.risk,
+        "gained": found.gained,
+        "promises": [asdict(promise) for promise in found.promises],
         "confidence": found.confidence,
-        "observed": found.observed,
         "cost": found.cost,
         "full cost": found.full_cost,
         "samples": found.samples,
+        "duplicates": found.duplicates,
+        "short": [asdict(short) for short in found.short],
         "rule": CERTIFIED,
     }
     _show(as_json, result, f"{found}; next: optdepth evaluate {run}")
@@ -244,7 +260,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Judges every rule on the test split, from the trace, by running the engine, and on the clock."""
-    from .workflow import Run, evaluate_run
+    from .runs import Run
+    from .workflow import evaluate_run
 
     here = Run(run)
     result = evaluate_run(here, clocked=_sizes(clock), repeats=repeats, progress=not as_json)
@@ -265,7 +282,8 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Writes `report.html`: one page, self-contained, with the pictures that make the result plain to see."""
-    from .workflow import Run, report_run
+    from .runs import Run
+    from .workflow import report_run
 
     here = Run(run)
     path = report_run(here, price=price, command=_command())
@@ -323,7 +341,8 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Writes network and rule as ONNX graphs that are served without torch, and checks them against the engine."""
-    from .workflow import Run, export_run
+    from .runs import Run
+    from .workflow import export_run
 
     here = Run(run)
     bundle = export_run(here, rule=rule, out=out, progress=not as_json)
@@ -370,16 +389,19 @@ def _command() -> str:
 
 def _table(result: dict[str, Any]) -> Table:
     """Accuracy, mean cost and speed of every rule."""
-    from .stopping.frontier import SOLVED
+    from .stopping.methods import SOLVED
 
     clocked = {(row["method"], row["batch"]): row["speedup"] for row in result["clock"]}
     sizes = sorted({size for _, size in clocked})
-    table = Table(title=f"{result['samples']:,} test samples; cost in {result['unit']}")
+    twice = f" ({result['duplicates']:,} with the content of samples that fitted)" if result["duplicates"] else ""
+    table = Table(title=f"{result['samples']:,} test samples{twice}; cost in {result['unit']}")
     table.add_column("rule", no_wrap=True)
     for name in ("right, %", "cost", *(f"batch {size}" for size in sizes)):
         table.add_column(name, justify="right", no_wrap=True)
     if sizes:
-        table.caption = "batch N: times faster than the network without exits, on the clock"
+        threads = {row["batch"]: row["threads"] for row in result["clock"]}
+        said = ", ".join(f"{size} on {count}" for size, count in threads.items())
+        table.caption = f"batch N: times faster than the network without exits, on the clock; threads: batch {said}"
     for row in result["rows"]:
         cells = [f"{100 * row['accuracy']:.2f} ± {100 * row['accuracy_error']:.2f}", f"{row['cost']:.3f}"]
         cells += [f"{clocked[row['method'], size]:.2f}x" for size in sizes]

@@ -2,27 +2,30 @@
 
 import hashlib
 import io
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import datasets
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import Progress
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import DataLoader
+from xxhash import xxh3_64
 
+from .carving import Carving
 from .errors import InputError
-from .splits import carve
+from .splits import Batches, carve
 
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "labels", "fine_label")
 SOURCES = "give 'digits', a folder of parquet files or images, or a hub name"
@@ -33,13 +36,15 @@ SAMPLE = 2048
 
 
 class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """Some rows of a table: item i is (uint8 image (channels, height, width), label).
+    """Samples of a data set: item i is (uint8 image (channels, height, width), label).
+
+    Args:
+        table: these samples alone, images undecoded.
 
     Attributes:
-        rows: (n,) int64 row numbers within the source's table.
+        rows: (n,) int64 numbers of the samples in the data set, its own test split counted after its train split.
         labels: (n,) int64.
-        source: where the rows come from: name, split, and fingerprint of the content. Two splits overlap
-            where both `source` and a row number agree.
+        source: names the data set: its name, and a fingerprint of its content.
     """
 
     def __init__(
@@ -54,8 +59,8 @@ class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
     ) -> None:
         self.rows, self.source = rows, source
         self.channels, self.image_size, self.resize = channels, image_size, resize
-        self._table = table.select(rows)
-        self.labels = _labels(self._table)
+        self._table = table
+        self.labels = _labels(table)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -75,6 +80,10 @@ class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
         pixels = self[i][0].permute(1, 2, 0).numpy()
         return Image.fromarray(pixels.squeeze(2) if self.channels == 1 else pixels)
 
+    def digests(self, classes: tuple[str, ...]) -> Int64[np.ndarray, " n"]:
+        """Hash of each sample as it is stored, (n,); see `Carving`."""
+        return _digests(self._table, classes)
+
     @cached_property
     def pixels(self) -> UInt8[Tensor, "n channels size size"] | None:
         """All images, decoded on first use; None where they would take more than 2 GiB."""
@@ -82,14 +91,8 @@ class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
         if np.prod(shape) > MEMORY:
             return None
         pixels = torch.empty(shape, dtype=torch.uint8)
-        begin, chunk = time.monotonic(), 512  # rows of a table are fast to read in chunks, slow one by one
-        console = Console(stderr=True)
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-            bar = progress.add_task("decoding images", total=len(self), visible=False)
-            for start in range(0, len(self), chunk):
-                for i, cell in enumerate(self._table[start : start + chunk]["image"], start):
-                    pixels[i] = self._decode(cell, i)
-                progress.update(bar, completed=start, visible=time.monotonic() - begin > 2)
+        for i, cell in enumerate(_cells(self._table, "decoding images")):
+            pixels[i] = self._decode(cell, i)
         return pixels
 
     def _decode(self, cell: dict[str, Any], i: int) -> UInt8[Tensor, "channels size size"]:
@@ -135,14 +138,18 @@ class Data:
             images = augment(images, generator, flip=self.flip, pad=self.image_size // 8)
         return normalise(images, self.mean, self.std)
 
-    def batches(
-        self, split: str, size: int = 256
-    ) -> Iterator[tuple[Float[Tensor, "n channels h w"], Int[Tensor, " n"]]]:
-        """Normalised images and labels of a split, in its order, `size` at a time."""
+    def batches(self, split: str, size: int = 256) -> Batches:
+        """Normalised images (n, channels, h, w) and labels (n,) of a split, in its order, `size` at a time."""
         if split not in self.splits:
             raise InputError(f"no split {split!r}: the splits are {', '.join(self.splits)}")
-        for images, labels in DataLoader(self.splits[split], batch_size=size):
-            yield self.inputs(images), labels
+        held = self.splits[split]
+        return Batches(held, ((self.inputs(images), labels) for images, labels in DataLoader(held, batch_size=size)))
+
+    def carving(self) -> Carving:
+        """What finds these splits again: see `reload_data`. Every image is read, none decoded."""
+        rows = {key: split.rows for key, split in self.splits.items()}
+        digests = {key: split.digests(self.classes) for key, split in self.splits.items()}
+        return Carving(self.splits["train"].source, rows, digests, self.mean, self.std)
 
 
 def load_data(
@@ -170,6 +177,10 @@ def load_data(
     Raises:
         InputError: no such source, no usable columns, bad labels, an unreadable image, images of different
             sizes, or a class with too few images for a share.
+
+    Example:
+        >>> {name: len(split) for name, split in od.load_data("digits", seed=0).splits.items()}
+        {'train': 899, 'fit': 359, 'certify': 180, 'test': 359}
     """
     tables = _read(name)
     whole = "test" not in tables
@@ -180,23 +191,58 @@ def load_data(
         "certify": (0.1 if whole else 0.05) if certify is None else certify,
         **({"test": 0.2 if test is None else test} if whole else {}),
     }
-    channels = 1 if name == "digits" else 3
-    size = _square(tables["train"][0]["image"], name) if image_size is None else image_size
-    classes = _classes(tables, name)
-    carved = carve(_labels(tables["train"]), classes, shares, seed)
-    places = {key: ("train", rows) for key, rows in carved.items()}
+    source = _Source.of(name, tables, image_size)
+    rows = carve(_labels(tables["train"]), source.classes, shares, seed)
     if not whole:
-        places["test"] = ("test", np.arange(len(tables["test"]), dtype=np.int64))
-    prefix = Path(name).name
-    sources = {key: f"{prefix}/{'all' if whole else key}@{_fingerprint(table)}" for key, table in tables.items()}
-    options: dict[str, Any] = {
-        "channels": channels,
-        "image_size": size,
-        "resize": image_size is not None,
-    }
-    splits = {key: ImageSplit(tables[at], rows, source=sources[at], **options) for key, (at, rows) in places.items()}
+        rows["test"] = np.arange(len(tables["train"]), len(source.table), dtype=np.int64)
+    named = f"{Path(name).name}@{_fingerprint(source.table)}"
+    splits = source.splits(named, rows, rows)
     mean, std = _moments(splits["train"], seed)
-    return Data(name, classes, channels, size, mean, std, name != "digits", splits)
+    return source.data(splits, mean, std)
+
+
+def reload_data(name: str, carving: Carving, *, image_size: int | None = None) -> Data:
+    """The data of a run again: the very splits that were carved then, wherever in the source their images lie now.
+
+    Every image is read, and compared by what is stored: the bytes of its file or cell, and the name of its class. None
+    is decoded for that.
+
+    Raises:
+        InputError: the source holds other images than it did, or what `load_data` raises.
+    """
+    source = _Source.of(name, _read(name), image_size)
+    places = carving.places(_digests(source.table, source.classes), name)
+    return source.data(source.splits(carving.source, carving.rows, places), carving.mean, carving.std)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """All images of a source in one table, the train split's before the test split's, and what they have in common."""
+
+    name: str
+    table: datasets.Dataset
+    classes: tuple[str, ...]
+    channels: int
+    image_size: int
+    resize: bool
+
+    @classmethod
+    def of(cls, name: str, tables: dict[str, datasets.Dataset], image_size: int | None) -> Self:
+        classes = _classes(tables, name)
+        size = _square(tables["train"][0]["image"], name) if image_size is None else image_size
+        table = datasets.concatenate_datasets(list(tables.values()))  # a source has one kind of label in all its tables
+        return cls(name, table, classes, 1 if name == "digits" else 3, size, image_size is not None)
+
+    def splits(
+        self, source: str, rows: Mapping[str, Int64[np.ndarray, " n"]], places: Mapping[str, Int64[np.ndarray, " n"]]
+    ) -> dict[str, ImageSplit]:
+        """Splits of the samples with these numbers, which lie at these places in the table."""
+        form: dict[str, Any] = {"channels": self.channels, "image_size": self.image_size, "resize": self.resize}
+        return {key: ImageSplit(self.table.select(places[key]), rows[key], source=source, **form) for key in rows}
+
+    def data(self, splits: dict[str, ImageSplit], mean: tuple[float, ...], std: tuple[float, ...]) -> Data:
+        flip = self.name != "digits"
+        return Data(self.name, self.classes, self.channels, self.image_size, mean, std, flip, splits)
 
 
 def _read(name: str) -> dict[str, datasets.Dataset]:
@@ -220,11 +266,12 @@ def _read(name: str) -> dict[str, datasets.Dataset]:
 
 def _digits() -> datasets.Dataset:
     images, labels = load_digits(return_X_y=True)
-    images = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    images = np.rint(images * (255 / 16)).astype(np.uint8)
+    cells = [{"bytes": b"P5 8 8 255\n" + image.tobytes(), "path": None} for image in images]  # no encoder's choice
     features = datasets.Features(
         image=datasets.Image(), label=datasets.ClassLabel(names=[str(digit) for digit in range(10)])
     )
-    table = datasets.Dataset.from_dict({"image": list(images), "label": labels}, features=features)
+    table = datasets.Dataset.from_dict({"image": cells, "label": labels}, features=features)
     return _standard(table, "digits")
 
 
@@ -266,18 +313,44 @@ def _labels(table: datasets.Dataset) -> Int64[np.ndarray, " n"]:
     return np.asarray(table["label"][:])  # sliced: a column itself is read element by element
 
 
-def _content(cell: dict[str, Any]) -> bytes:
-    content: bytes = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+def _cells(table: datasets.Dataset, doing: str) -> Iterator[dict[str, Any]]:
+    """The table's images, undecoded; with a bar on stderr where they take longer than two seconds."""
+    begin, chunk = time.monotonic(), 512  # rows of a table are fast to read in chunks, slow one by one
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(doing, total=len(table), visible=False)
+        for start in range(0, len(table), chunk):
+            yield from table[start : start + chunk]["image"]
+            progress.update(bar, completed=start, visible=time.monotonic() - begin > 2)
+
+
+def _digests(table: datasets.Dataset, classes: tuple[str, ...]) -> Int64[np.ndarray, " n"]:
+    """Hash of each image as it is stored and of the name of its class: XXH3, the same everywhere."""
+    found = np.empty(len(table), dtype=np.uint64)
+    for i, (cell, label) in enumerate(zip(_cells(table, "reading images"), _labels(table), strict=True)):
+        digest = xxh3_64(classes[label].encode() + b"\0")
+        digest.update(_content(cell, f"row {i} of the data"))
+        found[i] = digest.intdigest()
+    return found.view(np.int64)
+
+
+def _content(cell: dict[str, Any], where: str) -> bytes:
+    """The encoded image in a table's cell, or in the file that it names."""
+    try:
+        content: bytes = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+    except (OSError, TypeError) as error:
+        raise InputError(f"{where} ({cell and cell['path']}): unreadable image; replace or remove it") from error
     return content
 
 
 def _open(cell: dict[str, Any], where: str, mode: str | None = None) -> Image.Image:
     """The picture in a table's cell; decoded and converted if a mode is given."""
+    content = _content(cell, where)
     try:
-        picture = Image.open(io.BytesIO(_content(cell)))
+        picture = Image.open(io.BytesIO(content))
         return picture if mode is None else picture.convert(mode)
-    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
-        raise InputError(f"{where} ({cell and cell['path']}): unreadable image; replace or remove it") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{where} ({cell['path']}): unreadable image; replace or remove it") from error
 
 
 def _square(cell: dict[str, Any], name: str) -> int:
@@ -296,7 +369,7 @@ def _fingerprint(table: datasets.Dataset) -> str:
     """12 hexadecimal digits of all labels and of at most 1,000 evenly spaced images."""
     digest = hashlib.sha256(_labels(table).tobytes())
     for row in np.unique(np.linspace(0, len(table) - 1, 1000, dtype=np.int64)):
-        digest.update(_content(table[int(row)]["image"]))
+        digest.update(_content(table[int(row)]["image"], f"row {row} of the data"))
     return digest.hexdigest()[:12]
 
 
@@ -311,8 +384,9 @@ def _moments(split: ImageSplit, seed: int) -> tuple[tuple[float, ...], tuple[flo
     for channel in range(split.channels):  # through a histogram: no float copy of the images
         weight = torch.bincount(pixels[:, channel].flatten(), minlength=256).double()
         weight /= weight.sum()
-        mean.append(float(weight @ values))
-        std.append(float(torch.sqrt(weight @ (values - mean[-1]) ** 2)))
+        # `fsum` rounds once, so that images normalised on any machine are the same inputs, bit for bit.
+        mean.append(math.fsum((weight * values).tolist()))
+        std.append(math.sqrt(math.fsum((weight * (values - mean[-1]) ** 2).tolist())))
     if min(std) == 0:
         raise InputError(f"{split.source}: a channel is constant over all images: nothing to learn from")
     return tuple(mean), tuple(std)

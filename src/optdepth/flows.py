@@ -139,10 +139,7 @@ def trained_flow(data: Data, out: Path, *, epochs: int, seed: int, progress: boo
 def traces(network: StagedNetwork, data: Data) -> tuple[Trace, Trace]:
     """Of the fit and the test split, costs in full runs."""
     costs = flops(network, next(data.batches("fit", 1))[0]).relative()
-    fit, test = (
-        record(network, data.batches(name), costs, source=data.splits[name].source, rows=data.splits[name].rows)
-        for name in ("fit", "test")
-    )
+    fit, test = (record(network, data.batches(name), costs) for name in ("fit", "test"))
     return fit, test
 
 

@@ -9,6 +9,16 @@ from typing import Any
 
 INK, FAINT, GRID = "#1b1e23", "#5c6470", "#d5d9e0"
 BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER = "#0072b2", "#d55e00", "#009e73", "#b0568a", "#56b4e9", "#a87500"
+COLOURS = {
+    "ink": INK,
+    "blue": BLUE,
+    "orange": ORANGE,
+    "green": GREEN,
+    "purple": PURPLE,
+    "sky": SKY,
+    "amber": AMBER,
+}
+"""What a line may be drawn in, by name."""
 
 STYLE: dict[str, Any] = {
     "font.size": 9,

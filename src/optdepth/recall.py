@@ -15,41 +15,53 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .errors import InputError
-from .observe import Memory
+from .threads import light
 
 Windows = tuple[tuple[int, int], ...]
 """One window an exit; none at all where every exit gives its own answer."""
 
+Past = dict[str, Tensor]
+"""Class distributions (n, C) of exits passed, by number, that a deeper exit may answer by."""
+
 
 class Recall:
-    """Answers by the windows given, exit after exit."""
+    """Answers by the windows given, exit after exit.
 
-    def __init__(self, windows: Windows, exits: int) -> None:
-        self.windows = checked(windows, exits) or tuple((k, k) for k in range(exits))
+    Args:
+        windows: of the exits, or none.
+        answering: whether each of the exits may answer; windows of the others are not kept for.
+    """
+
+    def __init__(self, windows: Windows, answering: Sequence[bool]) -> None:
+        exits = range(len(answering))
+        self.windows = checked(windows, len(exits)) or tuple((k, k) for k in exits)
         # The last exit at which each exit's distribution is still wanted, its own not counted.
-        self.wanted = [max((k for k in range(exits) if k > j and self._holds(k, j)), default=-1) for j in range(exits)]
+        wanting = [k for k in exits if answering[k]]
+        self.wanted = [max((k for k in wanting if k > j and j in self.exits(k)), default=-1) for j in exits]
 
-    def _holds(self, k: int, j: int) -> bool:
-        return self.windows[k][0] <= j <= self.windows[k][1]
+    def exits(self, k: int) -> range:
+        """Those that exit k answers by."""
+        first, last = self.windows[k]
+        return range(first, last + 1)
 
-    def remember(self, k: int, logits: Float[Tensor, "n C"], memory: Memory) -> Memory:
+    def remember(self, k: int, logits: Float[Tensor, "n C"], past: Past) -> Past:
         """What to carry on from exit k, for the samples that go on: distributions that a deeper exit may answer by."""
-        held = {f"{j}": memory[f"{j}"] for j in range(k) if self.wanted[j] > k}
+        held = {f"{j}": past[f"{j}"] for j in range(k) if self.wanted[j] > k}
         if self.wanted[k] > k:
             held[f"{k}"] = logits.float().softmax(-1)
         return held
 
-    def answer(self, k: int, logits: Float[Tensor, "n C"], memory: Memory) -> Float[Tensor, "n C"]:
+    def answer(self, k: int, logits: Float[Tensor, "n C"], past: Past) -> Float[Tensor, "n C"]:
         """The logits to answer with at exit k: its own, or the logarithm of the pooled distribution.
 
         Args:
             logits: of exit k.
-            memory: as `remember` returned it at the exit before, for the same samples.
+            past: as `remember` returned it at the exit before, for the same samples.
         """
         first, last = self.windows[k]
         if first == last == k:
             return logits
-        pool = [memory[f"{j}"] for j in range(first, min(last, k - 1) + 1)]
+        pool = [past[f"{j}"] for j in range(first, min(last, k - 1) + 1)]
         if last == k:
             pool.append(logits.float().softmax(-1))
         return torch.stack(pool).mean(dim=0).log().to(logits.dtype)
@@ -57,14 +69,15 @@ class Recall:
 
 def every_answer(logits: Float[Tensor, "N K C"], windows: Windows) -> Float[Tensor, "N K C"]:
     """What every exit would answer: (N, K, C) logits under the windows."""
-    recall, answers = Recall(windows, logits.shape[1]), []
-    memory: Memory = {}
+    recall, answers = Recall(windows, (True,) * logits.shape[1]), []
+    past: Past = {}
     for k in range(logits.shape[1]):
-        answers.append(recall.answer(k, logits[:, k], memory))
-        memory = recall.remember(k, logits[:, k], memory)
+        answers.append(recall.answer(k, logits[:, k], past))
+        past = recall.remember(k, logits[:, k], past)
     return torch.stack(answers, dim=1)
 
 
+@light
 def best_recall(logits: Float[Any, "N K C"], labels: Int[Any, " N"]) -> Windows:
     """The window of each exit that is wrong least often on these samples; its own answer where none is better.
 

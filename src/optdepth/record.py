@@ -12,13 +12,14 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from .batch import Inputs, check_finite, hidden
+from .batch import Inputs, check_finite, hidden, identities, token_identities
 from .errors import InputError
+from .features import Answers, Memory, Observer, features_of
 from .networks import StagedNetwork
-from .networks.staged import residual_size
-from .observe import Answers
 from .recall import Windows
+from .splits import Batches
 from .tasks import PADDING, TaskLoss, losses_of
+from .threads import ThreadChoice
 from .trace import Costs, Trace
 
 _LONGEST = 1 << 24
@@ -40,6 +41,8 @@ def record(
 ) -> Trace:
     """What every sample meets at every exit: losses and observations, with all exits run.
 
+    The network runs on as many threads as pay for the first batch, or on the user's own number (`threads.py`).
+
     Args:
         batches: pairs of inputs, a tensor (n, ...) or a tuple or dict of such, and targets (n, ...), in the order
             wanted in the trace.
@@ -47,43 +50,56 @@ def record(
         loss: (answer, target) -> (n,), any loss per sample. Without one, answers are logits (n, C), targets labels
             (n,), and the loss is 0-1.
         answers: "classes" where an answer is logits, (n, C) or (n, tokens, C); "numbers" for anything else. It decides
-            what is observed of them: `observe.FEATURES_OF`.
+            what is observed of them: every feature of that kind, see `optdepth.features`.
         each: what stops by itself. "token", for answers (n, t, ...) and targets (n, t): every token whose target is not
             -100 is a sample of the trace, sequence after sequence, and its loss and observations are its own.
         recall: which exits answer at each exit, as `best_recall` chooses it on the fit split; each its own if empty. It
             needs class logits, and no `loss`.
-        source, rows: where the samples come from, so that a split used twice can be told; see `Trace`. Without them
-            the content names itself.
+        source, rows: the data set that the samples come from, and their numbers in it, in the order of the batches.
+            Batches of a split know both. Without them samples are known by their content alone, as they are to every
+            other trace: the identity of a sample is that of the inputs that the network takes, `batch.identities`, and
+            of a token that of its sequence and its place.
 
     Raises:
         InputError: no samples, NaN or infinity in a batch or in the answers, a label out of range, a loss that is not
             one number a sample.
+
+    Example:
+        >>> trace = od.record(network, data.batches("fit"), od.flops(network, images).relative())
+        >>> trace.losses.shape
+        (359, 3)
     """
     if loss is None and answers != "classes":
         raise InputError(f"answers={answers!r} have no loss of their own: give loss=, (answer, target) -> (n,)")
     if loss is not None and recall:
         raise InputError("recall pools class distributions, under the 0-1 loss: leave loss= or recall= out")
+    if isinstance(batches, Batches) and not source and rows is None:
+        source, rows = batches.source, batches.rows
     training = network.training
     network.eval()
     device = next(network.parameters()).device
     fingerprint = network.fingerprint()
+    threads = ThreadChoice()
     parts: list[Trace] = []
     seen = 0
     for inputs, targets in batches:
         check_finite(inputs, seen)
-        size = len(targets)
-        numbers = np.arange(seen, seen + size) if rows is None else rows[seen : seen + size]
-        found, residuals = _every_exit(network, tree_map(lambda tensor: tensor.to(device), inputs), each)
+        end, inputs = seen + len(targets), tree_map(lambda tensor: tensor.to(device), inputs)
+        numbers = np.arange(seen, end) if rows is None else rows[seen:end]
+        with threads.running("recording", inputs, lambda some: _every_exit(network, some, each)):
+            found, states = _every_exit(network, inputs, each)
         if each == "token":
-            found, residuals, targets, numbers = _tokens(found, residuals, targets, numbers)
-        where = {"source": source or "recorded", "rows": numbers, "network": fingerprint}
-        if loss is None:
-            parts.append(Trace.from_logits(found, targets, costs, residuals=residuals, recall=recall, **where))
+            found, states, targets, numbers, known = _tokens(inputs, found, states, targets, numbers)
         else:
-            lost = [losses_of(loss, found[:, k], targets).double() for k in range(found.shape[1])]
-            losses = torch.stack(lost, dim=1)
-            parts.append(Trace.from_answers(found, losses, costs, kind=answers, residuals=residuals, **where))
-        seen += size
+            known = identities(inputs)
+        of_state = dict(zip(features_of("state"), states.unbind(-1), strict=True))
+        where = {"source": source or "recorded", "rows": numbers, "identity": known, "network": fingerprint}
+        if loss is None:
+            parts.append(Trace.from_logits(found, targets, costs, of_state=of_state, recall=recall, **where))
+        else:
+            losses = torch.stack([losses_of(loss, answer, targets).double() for answer in found.unbind(1)], dim=1)
+            parts.append(Trace.from_answers(found, losses, costs, kind=answers, of_state=of_state, **where))
+        seen = end
     network.train(training)
     if not parts:
         raise InputError("no batches to record: the data are empty")
@@ -92,25 +108,30 @@ def record(
 
 
 def _every_exit(network: StagedNetwork, inputs: Inputs, each: str) -> tuple[Tensor, Tensor]:
-    """Answers (n, K, ...) and relative residual sizes, (n, K) or of every token (n, K, t), on the CPU."""
-    answers, residuals = [], []
+    """Answers (n, K, ...) and the features of the state, (n, K, F) or of every token (n, K, t, F), on the CPU."""
+    answers, states = [], []
+    observer = Observer(features_of("state"))
+    memory: Memory = {}
     state = network.start(inputs)
     for k in range(len(network.exits)):
         before, state = state, network.advance(state, k)
-        answers.append(network.answer(state, k).float().cpu())
+        answer = network.answer(state, k)
+        answers.append(answer.float().cpu())
         if each == "token":
-            x, y = hidden(before), hidden(state)
-            residuals.append(residual_size(x.flatten(0, 1), y.flatten(0, 1)).view(y.shape[:2]).cpu())
+            tokens = hidden(state).shape[:2]
+            seen, memory = observer(answer, memory, *(hidden(one).flatten(0, 1) for one in (before, state)))
+            seen = seen.unflatten(0, tokens)
         else:
-            residuals.append(residual_size(before, state).cpu())
-    return torch.stack(answers, dim=1), torch.stack(residuals, dim=1)
+            seen, memory = observer(answer, memory, before, state)
+        states.append(seen.cpu())
+    return torch.stack(answers, dim=1), torch.stack(states, dim=1)
 
 
 def _tokens(
-    answers: Tensor, residuals: Tensor, targets: Tensor, rows: Int[np.ndarray, " n"]
-) -> tuple[Tensor, Tensor, Tensor, Int[np.ndarray, " m"]]:
-    """Every token that counts as a sample: answers (m, K, ...), residual sizes (m, K), targets, and row numbers that
-    tell tokens of one sequence apart.
+    inputs: Inputs, answers: Tensor, states: Tensor, targets: Tensor, rows: Int[np.ndarray, " n"]
+) -> tuple[Tensor, Tensor, Tensor, Int[np.ndarray, " m"], Int[np.ndarray, " m"]]:
+    """Every token that counts as a sample: answers (m, K, ...), features of the state (m, K, F), targets, row numbers
+    that tell tokens of one sequence apart, and identities.
     """
     if targets.shape != (len(answers), *answers.shape[2:3]):
         raise InputError(
@@ -119,5 +140,6 @@ def _tokens(
         )
     counts = targets != PADDING
     numbers = torch.as_tensor(rows)[:, None] * _LONGEST + torch.arange(targets.shape[1])
-    found = (tensor.transpose(1, 2)[counts] for tensor in (answers, residuals))
-    return *found, targets[counts], numbers[counts].numpy()  # type: ignore[return-value]
+    found = (tensor.transpose(1, 2)[counts] for tensor in (answers, states))
+    known = token_identities(inputs, counts)
+    return *found, targets[counts], numbers[counts].numpy(), known  # type: ignore[return-value]

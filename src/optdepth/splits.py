@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -20,11 +20,11 @@ class Split(Protocol):
 
     @property
     def source(self) -> str:
-        """Where the samples come from."""
+        """Names the data set that the samples come from: one name for all its splits, another for other data."""
 
     @property
     def rows(self) -> Int64[np.ndarray, " n"]:
-        """Number of each sample in its source."""
+        """Number of each sample in its source; no two samples of the data set share one."""
 
     @property
     def in_memory(self) -> bool:
@@ -33,6 +33,26 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int) -> tuple[Inputs, Any]: ...
+
+
+class Batches(Iterator[tuple[Inputs, Tensor]]):
+    """Inputs and targets of a split, in its order, that say where they come from.
+
+    Attributes:
+        source: of the split.
+        rows: (m,) of the samples that are still to come.
+    """
+
+    def __init__(self, split: Split, batches: Iterator[tuple[Inputs, Tensor]]) -> None:
+        self.source, self.rows, self._batches = split.source, split.rows, batches
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> tuple[Inputs, Tensor]:
+        inputs, targets = next(self._batches)
+        self.rows = self.rows[len(targets) :]
+        return inputs, targets
 
 
 class Splits(Protocol):
@@ -53,7 +73,7 @@ class Splits(Protocol):
         """What a network takes, from what a split holds; augmented where a generator is given, for training."""
 
     def batches(self, split: str, size: int = 256) -> Iterator[tuple[Inputs, Tensor]]:
-        """Inputs and targets of a split, in its order, `size` at a time."""
+        """Inputs and targets of a split, in its order, `size` at a time; `Batches` where they should say whence."""
 
 
 def carve(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from .batch import Inputs, select
 from .errors import InputError
-from .splits import carve
+from .splits import Batches, carve
 
 
 class TensorSplit(torch.utils.data.Dataset[tuple[Inputs, Tensor]]):
@@ -48,6 +48,12 @@ class TensorData:
     Attributes:
         name: of the source.
         splits: `train` to train networks, `fit` to fit rules, `certify` to certify them, `test` to judge all.
+
+    Example:
+        >>> table = torch.randn(200, 4), torch.arange(200) % 2
+        >>> held_out = torch.randn(50, 4), torch.arange(50) % 2
+        >>> sorted(od.TensorData.of("mine", table, held_out, seed=0).splits)
+        ['certify', 'fit', 'test', 'train']
     """
 
     name: str
@@ -80,9 +86,9 @@ class TensorData:
         counted = table[1].numpy().astype(np.int64)
         classes = tuple(map(str, range(int(counted.max()) + 1)))
         carved = carve(counted, classes, {"fit": fit, "certify": certify}, seed)
-        source = f"{name}/table@{_digest(table)}"
-        splits = {key: _rows(table, rows, source) for key, rows in carved.items()}
-        splits["test"] = _rows(test, np.arange(len(test[1]), dtype=np.int64), f"{name}/test@{_digest(test)}")
+        source, first = f"{name}@{_digest((table, test))}", len(counted)
+        splits = {key: TensorSplit(*_taken(table, rows), source=source, rows=rows) for key, rows in carved.items()}
+        splits["test"] = TensorSplit(*test, source=source, rows=np.arange(first, first + len(test[1])))
         return cls(name, splits)
 
     def inputs(self, held: Inputs, generator: torch.Generator | None = None) -> Inputs:
@@ -97,20 +103,20 @@ class TensorData:
         longest = int(mask.any(0).nonzero().max()) + 1
         return {key: value[:, :longest] if value.shape == mask.shape else value for key, value in held.items()}
 
-    def batches(self, split: str, size: int = 256) -> Iterator[tuple[Inputs, Int[Tensor, " n"]]]:
+    def batches(self, split: str, size: int = 256) -> Batches:
         """Inputs and labels of a split, in its order, `size` at a time."""
         if split not in self.splits:
             raise InputError(f"no split {split!r}: the splits are {', '.join(self.splits)}")
-        for held, labels in DataLoader(self.splits[split], batch_size=size):
-            yield self.inputs(held), labels
+        held = self.splits[split]
+        return Batches(held, ((self.inputs(part), labels) for part, labels in DataLoader(held, batch_size=size)))
 
 
-def _rows(table: tuple[Inputs, Tensor], rows: Int64[np.ndarray, " n"], source: str) -> TensorSplit:
-    inputs, labels = select(table, torch.as_tensor(rows))
-    return TensorSplit(inputs, labels, source=source, rows=rows)
+def _taken(table: tuple[Inputs, Tensor], rows: Int64[np.ndarray, " n"]) -> tuple[Inputs, Tensor]:
+    taken: tuple[Inputs, Tensor] = select(table, torch.as_tensor(rows))
+    return taken
 
 
-def _digest(tensors: tuple[Inputs, Tensor]) -> str:
+def _digest(tensors: Inputs) -> str:
     digest = hashlib.sha256()
     for tensor in tree_leaves(tensors):
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 
+from .batch import identities
 from .errors import InputError
+from .features import Answers, observe
 from .files import read_tensors, write_tensors
-from .observe import FEATURES_OF, Answers, observe
 from .recall import Windows, checked, every_answer
+from .rewards import discounted, seen_among
+from .samples import Samples
+from .threads import light
 
 Array = np.ndarray
-_FORMAT, _VERSION = "optdepth.trace", 2
-_ROUNDED, _LEAST = 1e-5, float(np.finfo(np.float32).tiny)
-"""Numbers no further apart than this share, or this much, are one that float32 has rounded."""
+_FORMAT, _VERSION = "optdepth.trace", 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +36,10 @@ class Costs:
         look: (K,) cost of looking at exit k: its head, the observation, the rule.
         answer: (K,) further cost of the answer once stopped at k; 0 where looking already produced it.
         unit: the unit, for people.
+
+    Example:
+        >>> od.Costs.of([1.0, 2.0], look=0.5).paid()
+        array([1.5, 3. ])
     """
 
     reach: Float[Array, " K"]
@@ -112,12 +118,23 @@ class Trace:
         features: F names of the observation's columns.
         posterior_losses: (N, K) loss that the last exit's class distribution expects of each exit's answer. The
             realised loss without the label's noise (theory, section 10): solvers fit on it, never report on it.
-        source: where the samples come from; two traces overlap when the source is the same and rows meet.
-        rows: (N,) number of each sample in its source.
+        source: names the data set that the samples come from, all its splits; see `samples.Samples`.
+        rows: (N,) number of each sample in its source; without a source it means nothing to other traces.
+        identity: (N,) hash of each sample's own content, by which traces know a sample again: of its inputs where a
+            network was recorded; else, if not given, of its losses and observations, or of its answers. Give numbers
+            of your own, each to one sample in all your traces, where different samples may look alike, as draws from
+            few states do.
         network: fingerprint of the network recorded, empty when there is none.
         recall: which exits' answers the losses are of, where an exit does not answer by itself; see `optdepth.recall`.
         reward: the feature that is the reward, where `from_rewards` found that one is and that no reward is negative:
             where it is 0 stopping earns nothing, and going on cannot earn less.
+        disagreement: (N, K) whether the answer at each exit is another than at the last; None where nobody can say.
+
+    Example:
+        >>> logits, classes = np.random.default_rng(0).normal(size=(100, 2, 3)), np.arange(100) % 3
+        >>> trace = od.Trace.from_logits(logits, classes, od.Costs.of([0.5, 1.0]))
+        >>> trace.n_exits, trace.features
+        (2, ('confidence', 'margin', 'entropy', 'streak', 'divergence'))
     """
 
     losses: Float[Array, "N K"]
@@ -127,9 +144,11 @@ class Trace:
     posterior_losses: Float[Array, "N K"] | None = None
     source: str = ""
     rows: Int[Array, " N"] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    identity: Int[Array, " N"] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     network: str = ""
     recall: Windows = ()
     reward: str = ""
+    disagreement: Bool[Array, "N K"] | None = None
 
     def __post_init__(self) -> None:
         losses = np.asarray(self.losses, dtype=np.float64)
@@ -150,19 +169,25 @@ class Trace:
                 raise InputError(f"posterior_losses has shape {posterior.shape}, losses {losses.shape}")
             _check_finite("posterior loss", posterior)
             put("posterior_losses", posterior)
-        put("source", self.source or _digest(losses, observations))
+        if self.disagreement is not None:
+            put("disagreement", _checked_disagreement(self.disagreement, losses.shape))
+        given = self.identity if len(self.identity) else identities((_tensor(losses), _tensor(observations)))
+        put("identity", np.asarray(given, dtype=np.int64))
         put("rows", np.asarray(self.rows, dtype=np.int64) if len(self.rows) else np.arange(len(losses)))
-        if self.rows.shape != (len(losses),):
-            raise InputError(f"rows has shape {self.rows.shape} for {len(losses)} samples")
+        for name in ("rows", "identity"):
+            if getattr(self, name).shape != (len(losses),):
+                raise InputError(f"{name} has shape {getattr(self, name).shape} for {len(losses)} samples")
+        put("source", self.source or f"recording {_digest(self.identity, self.rows)}")
 
     @classmethod
+    @light
     def from_logits(
         cls,
         logits: Float[Any, "N K C"],
         labels: Int[Any, " N"],
         costs: Costs,
         *,
-        residuals: Float[Any, "N K"] | None = None,
+        of_state: Mapping[str, Float[Any, "N K"]] | None = None,
         recall: Windows = (),
         **where: Any,
     ) -> Self:
@@ -171,10 +196,10 @@ class Trace:
         Args:
             logits: of every exit, on every sample.
             labels: the right class of each sample, 0..C-1.
-            residuals: relative residual size before each exit; adds the feature `residual`.
+            of_state: features of the network's state by name, as seen when it ran, such as "residual".
             recall: which exits answer at each exit, as `best_recall` chooses it on the fit split; each its own
                 if empty.
-            where: `source`, `rows` and `network` of the trace.
+            where: `source`, `rows`, `identity` and `network` of the trace.
         """
         scores, right = torch.as_tensor(logits), torch.as_tensor(labels)
         if scores.ndim != 3 or right.shape != scores.shape[:1]:
@@ -189,10 +214,12 @@ class Trace:
         answers = every_answer(scores, recall).argmax(-1)
         posterior = scores[:, -1].double().softmax(-1)
         wrong, expected = (answers != right[:, None]).double(), 1.0 - posterior.gather(1, answers)
-        made = cls.from_answers(scores, wrong, costs, kind="classes", residuals=residuals, **where, recall=recall)
+        where |= {"recall": recall, "disagreement": (answers != answers[:, -1:]).numpy()}
+        made = cls.from_answers(scores, wrong, costs, kind="classes", of_state=of_state, **where)
         return replace(made, posterior_losses=expected.numpy())
 
     @classmethod
+    @light
     def from_answers(
         cls,
         answers: Float[Any, "N K ..."],
@@ -200,7 +227,7 @@ class Trace:
         costs: Costs,
         *,
         kind: Answers,
-        residuals: Float[Any, "N K"] | None = None,
+        of_state: Mapping[str, Float[Any, "N K"]] | None = None,
         **where: Any,
     ) -> Self:
         """A trace of any loss, from the answers of every exit.
@@ -209,17 +236,21 @@ class Trace:
             answers: of every exit, on every sample: (N, K) or (N, K, d) numbers, (N, K, C) logits, or (N, K, t, C)
                 logits of t tokens, all zero where a token is padding.
             losses: of those answers.
-            kind: "numbers" or "classes": what is observed of them, see `observe.FEATURES_OF`.
-            residuals, where: as in `from_logits`.
+            kind: "numbers" or "classes": every feature of that kind is observed of them, see `optdepth.features`.
+            of_state, where: as in `from_logits`.
         """
         given = torch.as_tensor(answers)
-        if kind not in FEATURES_OF:
-            raise InputError(f"answers are {' or '.join(FEATURES_OF)}, not {kind!r}")
+        if kind not in get_args(Answers):
+            raise InputError(f"answers are {' or '.join(get_args(Answers))}, not {kind!r}")
         if given.ndim < 2 or given.shape[:2] != np.shape(losses):
             shapes = f"{tuple(given.shape)}, {np.shape(losses)}"
             raise InputError(f"answers must be (N, K, ...) and losses (N, K); got {shapes}")
         _check_finite("answer", given.flatten(2).numpy() if given.ndim > 2 else given.numpy())
-        seen, features = observe(given, kind, None if residuals is None else torch.as_tensor(residuals))
+        seen, features = observe(given, kind, of_state)
+        if "identity" not in where:  # of the answers alone: the same samples under another loss are the same samples
+            where["identity"] = identities(given)
+        if kind == "classes" and given.ndim == 3 and "disagreement" not in where:
+            where["disagreement"] = (given.argmax(-1) != given[:, -1:].argmax(-1)).numpy()
         return cls(np.asarray(losses), seen.numpy(), costs, features, **where)
 
     @classmethod
@@ -241,18 +272,14 @@ class Trace:
             costs: of the exits; none when not given, and then the price to solve at is 0.
             discount: what a reward keeps of its worth from one exit to the next, in (0, 1]; or (K,) what it keeps until
                 each exit.
-            rest: `features`, `source` and `rows` of the trace.
+            rest: `features`, `source`, `rows` and `identity` of the trace.
         """
         gained = np.asarray(rewards, dtype=np.float64)
         if gained.ndim != 2:
             raise InputError(f"rewards must be (N, K); got shape {gained.shape}")
-        given = np.asarray(discount, dtype=np.float64)
-        kept = given ** np.arange(gained.shape[1]) if given.ndim == 0 else given
-        if kept.shape != gained.shape[1:] or not ((kept > 0) & (kept <= 1)).all():
-            raise InputError(f"discount {discount} must be one factor in (0, 1], or one for each of the K exits")
         exits = costs if costs is not None else Costs.of(np.zeros(gained.shape[1]))
-        made = cls(-kept * gained, np.asarray(observations), exits, **rest)
-        return replace(made, reward=_reward_seen(gained, made))
+        made = cls(-discounted(gained, discount), np.asarray(observations), exits, **rest)
+        return replace(made, reward=seen_among(gained, made.observations, made.features))
 
     def __len__(self) -> int:
         return len(self.losses)
@@ -261,6 +288,11 @@ class Trace:
     def n_exits(self) -> int:
         """K, the number of exits."""
         return int(self.losses.shape[1])
+
+    @property
+    def samples(self) -> Samples:
+        """Which samples these are."""
+        return Samples(self.source, self.rows, self.identity)
 
     def columns(self, features: Sequence[str]) -> Float[Array, "N K f"]:
         """The observations of the features named, in that order."""
@@ -277,12 +309,15 @@ class Trace:
         if len(kept) == 0:
             raise InputError("an empty selection is no trace")
         posterior = None if self.posterior_losses is None else self.posterior_losses[index]
+        differs = None if self.disagreement is None else self.disagreement[index]
         return replace(
             self,
             losses=kept,
             observations=self.observations[index],
             posterior_losses=posterior,
             rows=self.rows[index],
+            identity=self.identity[index],
+            disagreement=differs,
         )
 
     def split(self, *shares: float, seed: int) -> list[Trace]:
@@ -294,8 +329,8 @@ class Trace:
         return [self.select(order[a:b]) for a, b in itertools.pairwise(ends)]
 
     def overlap(self, other: Trace) -> int:
-        """How many samples both traces hold."""
-        return len(np.intersect1d(self.rows, other.rows)) if self.source == other.source else 0
+        """How many samples both traces hold; what makes two samples the same is said in `samples.Samples`."""
+        return self.samples.overlap(other.samples)
 
     @staticmethod
     def concat(traces: Sequence[Trace]) -> Trace:
@@ -310,20 +345,26 @@ class Trace:
         if twice := len(rows) - len(np.unique(rows)):
             raise InputError(f"{twice} samples are in more than one of the traces; each may count once")
         posteriors = [t.posterior_losses for t in traces if t.posterior_losses is not None]
+        differing = [t.disagreement for t in traces if t.disagreement is not None]
         return replace(
             first,
             losses=np.concatenate([t.losses for t in traces]),
             observations=np.concatenate([t.observations for t in traces]),
             posterior_losses=np.concatenate(posteriors) if len(posteriors) == len(traces) else None,
             rows=rows,
+            identity=np.concatenate([t.identity for t in traces]),
+            disagreement=np.concatenate(differing) if len(differing) == len(traces) else None,
         )
 
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file, whole or not at all."""
         tensors = {"losses": self.losses, "observations": self.observations, "rows": self.rows}
+        tensors["identity"] = self.identity
         tensors |= {"reach": self.costs.reach, "look": self.costs.look, "answer": self.costs.answer}
         if self.posterior_losses is not None:
             tensors["posterior_losses"] = self.posterior_losses
+        if self.disagreement is not None:
+            tensors["disagreement"] = self.disagreement
         about = {"format": _FORMAT, "version": _VERSION, "features": self.features, "unit": self.costs.unit}
         about |= {"source": self.source, "network": self.network, "recall": self.recall}
         about |= {"reward": self.reward}
@@ -344,9 +385,11 @@ class Trace:
                 posterior_losses=tensors.get("posterior_losses"),
                 source=about["source"],
                 rows=tensors["rows"],
+                identity=tensors["identity"],
                 network=about["network"],
                 recall=about.get("recall", ()),
                 reward=about.get("reward", ""),
+                disagreement=tensors.get("disagreement"),
             )
         except KeyError as error:
             raise InputError(f"{path} lacks {error}; record it again") from None
@@ -365,6 +408,16 @@ def _check_shapes(losses: Array, observations: Array, costs: Costs) -> None:
         raise InputError(f"costs of {len(costs)} exits for losses at {losses.shape[1]} exits")
 
 
+def _checked_disagreement(given: Any, shape: tuple[int, ...]) -> Bool[Array, "N K"]:
+    differs = np.asarray(given)
+    if differs.shape != shape or not np.isin(differs, (0, 1)).all() or differs[:, -1].any():
+        raise InputError(
+            f"disagreement is true or false of {shape[0]} samples at {shape[1]} exits, and false at the last; "
+            f"got shape {differs.shape}, values {', '.join(map(str, np.unique(differs)[:3]))}"
+        )
+    return differs.astype(bool)
+
+
 def _check_finite(what: str, values: Array) -> None:
     if np.isfinite(values.sum(dtype=np.float64)):  # one cheap pass in the usual case
         return
@@ -374,21 +427,12 @@ def _check_finite(what: str, values: Array) -> None:
         raise InputError(f"{what} of sample {where[0]} at exit {where[1]} is {values[where]}; it must be finite")
 
 
-def _reward_seen(gained: Array, trace: Trace) -> str:
-    """The feature that is the reward (N, K) up to a positive factor at each exit; empty where none is."""
-    most = gained.max(axis=0)
-    if gained.min() < 0 or not most.any():
-        return ""
-    highest = gained.argmax(axis=0), np.arange(trace.n_exits)
-    for name, column in zip(trace.features, np.moveaxis(trace.observations, 2, 0), strict=True):
-        factor = np.divide(column[highest], most, out=np.zeros(trace.n_exits), where=most > 0)
-        if (factor[most > 0] > 0).all() and np.allclose(column, factor * gained, rtol=_ROUNDED, atol=_LEAST):
-            return name
-    return ""
-
-
 def _digest(*arrays: Array) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for array in arrays:
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
+
+
+def _tensor(values: Array) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values))

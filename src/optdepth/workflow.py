@@ -1,15 +1,10 @@
-"""The steps from data to report. Each reads files and writes files in one run folder, so each can be run alone.
-
-run.json             what the run is: data, network, seed, and every command that touched it
-network/             the trained network            training.json    how it was trained
-traces/SPLIT.safetensors                            rules/NAME/      one folder a rule
-evaluation.json      rules judged on the test split report.html      the page to look at
-"""
+"""The steps from data to report. Each reads files and writes files in one run folder, so each can be run alone."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,96 +14,29 @@ import torch
 from torch import Tensor
 
 from .costs import flops
-from .data import Data, load_data
 from .errors import InputError
-from .files import read_json, write_json
+from .features import frugal_features
 from .inference.clock import Clocked, clock
 from .inference.engine import Engine
 from .inference.timings import latency
-from .networks import StagedNetwork, load_network, resnet, transplant
+from .networks import load_network, resnet, transplant
 from .progress import shown_steps
 from .record import record
 from .report import Provenance, write_report
+from .runs import CERTIFIED, SPLITS, Run
 from .stopping.bounds import prophet
-from .stopping.certify import Certificate, Measure, certified
+from .stopping.certify import Certificate
 from .stopping.evaluate import Evaluation, evaluate
-from .stopping.frontier import FAMILIES, SOLVED
-from .stopping.gain import FRUGAL
-from .stopping.price import solve_at
+from .stopping.methods import METHODS, SOLVED, method_of
+from .stopping.risks import Measure
 from .stopping.rule import FixedDepth, Origin, Rule
+from .threads import ThreadChoice, said
 from .trace import Trace
 from .training.depth_loss import depth_loss
 from .training.loop import train
 
 if TYPE_CHECKING:
     from .export.onnx import Bundle
-
-_FORMAT, _VERSION = "optdepth.run", 1
-_JUDGED = "optdepth.evaluation"
-SPLITS = ("fit", "certify", "test")
-CERTIFIED = "certified"
-"""Name of the rule that was certified last."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A folder that holds everything about one network on one data set."""
-
-    folder: Path
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What `run.json` says."""
-        return read_json(
-            self.folder / "run.json", format=_FORMAT, version=_VERSION, make_it="start with `optdepth train`"
-        )
-
-    def begin(self, data: str, seed: int, image_size: int | None) -> Data:
-        """The data of a new run, whose `run.json` is written once they could be read; or of the one in the folder.
-
-        Raises:
-            InputError: the folder holds a run on other data, or the data cannot be read.
-        """
-        settings = {"format": _FORMAT, "version": _VERSION, "data": data, "seed": seed, "image_size": image_size}
-        there = self.settings if (self.folder / "run.json").is_file() else settings
-        for key, value in settings.items():
-            if there.get(key) != value:
-                raise InputError(
-                    f"{self.folder} holds a run with {key} {there.get(key)!r}, not {value!r}; "
-                    "give another folder with --out, or delete this one"
-                )
-        loaded = load_data(data, seed=seed, image_size=image_size)
-        if there is settings:
-            write_json(self.folder / "run.json", settings | {"commands": []})
-        return loaded
-
-    def note(self, command: str) -> None:
-        """Adds a command line, once it has succeeded, to those that made this run."""
-        settings = self.settings
-        if command not in settings["commands"]:
-            settings["commands"].append(command)
-            write_json(self.folder / "run.json", settings)
-
-    def data(self) -> Data:
-        """The data, cut into the same splits as at training."""
-        settings = self.settings
-        return load_data(settings["data"], seed=settings["seed"], image_size=settings["image_size"])
-
-    def network(self) -> StagedNetwork:
-        """The trained network, in evaluation mode."""
-        return load_network(self.folder / "network").to(_device())
-
-    def trace(self, split: str) -> Trace:
-        """The trace of one split."""
-        return Trace.load(self.folder / "traces" / f"{split}.safetensors")
-
-    def rules(self) -> dict[str, Rule]:
-        """The rules solved so far, by name."""
-        folders = sorted(path.parent for path in (self.folder / "rules").glob("*/rule.json"))
-        if not folders:
-            raise InputError(f"no rules in {self.folder / 'rules'}; run `optdepth solve {self.folder}` first")
-        found = {folder.name.replace("-", " "): Rule.load(folder) for folder in folders}
-        return {name: found[name] for name in sorted(found, key=_order)}
 
 
 def train_run(
@@ -135,7 +63,7 @@ def train_run(
         settings: other arguments of `train`.
 
     Returns:
-        How many epochs there were, and the accuracy of each exit on the fit split.
+        How many epochs there were, on how many threads, and the accuracy of each exit on the fit split.
     """
     objective = depth_loss(loss, price)
     loaded = run.begin(data, seed, image_size)
@@ -149,51 +77,55 @@ def train_run(
         built, loaded, loss=objective, costs=costs.tolist(), seed=seed, out=run.folder, progress=progress, **settings
     )
     accuracy = dict(zip((exit.name for exit in built.exits), history.epochs[-1].accuracy, strict=True))
-    return {"epochs": len(history.epochs), "fit accuracy": accuracy}
+    return {"epochs": len(history.epochs), "threads": history.epochs[-1].threads, "fit accuracy": accuracy}
 
 
-def record_run(run: Run, *, measure: str, batch: int, progress: bool) -> dict[str, Trace]:
+def record_run(run: Run, *, measure: str, batch: int, progress: bool) -> tuple[dict[str, Trace], int]:
     """Records the traces of the fit, certify and test splits; costs are multiples of the full network's.
 
     Args:
         measure: "flops", or "latency" at the batch size given.
+
+    Returns:
+        The traces by split, and the number of threads that the network ran on.
     """
     data, network = run.data(), run.network()
     device = next(network.parameters()).device
     example = next(data.batches("fit", batch))[0].to(device)
-    costs = flops(network, example[:1]) if measure == "flops" else latency(network, example, features=FRUGAL)
+    costs = flops(network, example[:1]) if measure == "flops" else latency(network, example, features=frugal_features())
     costs = costs.relative()
     traces = {}
-    for split in SPLITS:
-        held = data.splits[split]
-        steps = -(-len(held) // 256)
-        feed = shown_steps(data.batches(split), f"recording {split}", total=steps, shown=progress)
-        traces[split] = record(network, feed, costs, source=held.source, rows=held.rows)
-        traces[split].save(run.folder / "traces" / f"{split}.safetensors")
-    return traces
+    images = next(data.batches("fit"))[0].to(device)
+    with torch.inference_mode(), ThreadChoice().running("recording", images, network) as threads:
+        for split in SPLITS:
+            held = data.splits[split]
+            steps, label = -(-len(held) // 256), f"recording {split} on {said(threads)}"
+            feed = shown_steps(data.batches(split), label, total=steps, shown=progress)
+            traces[split] = record(network, feed, costs, source=held.source, rows=held.rows)
+    run.record(traces)
+    return traces, threads
 
 
 def solve_run(
     run: Run, methods: list[str], *, price: float | None, budget: float | None, progress: bool
 ) -> dict[str, Rule]:
     """Solves rules on the fit split and saves each in the run folder."""
-    fit = run.trace("fit")
-    unknown = [name for name in methods if name not in FAMILIES]
-    if unknown:
-        raise InputError(f"no method {unknown[0]!r}; choose from {', '.join(FAMILIES)}")
+    fit, solvers = run.traces()["fit"], {name: method_of(name).solve for name in methods}
     rules = {}
     for name in shown_steps(methods, "solving", shown=progress):
-        rules[name] = solve_at(fit, FAMILIES[name](fit), price=price, budget=budget)
+        rules[name] = solvers[name](fit).chosen(price=price, budget=budget)
         rules[name].save(run.folder / "rules" / name.replace(" ", "-"))
     return rules
 
 
-def certify_run(run: Run, *, risk: float, confidence: float, measure: Measure) -> Certificate:
-    """Certifies the cheapest solved rule on the certify split and saves it in the run folder as `CERTIFIED`."""
-    fit = run.trace("fit")
-    found = certified(
-        FAMILIES[SOLVED](fit), fit, run.trace("certify"), risk=risk, confidence=confidence, measure=measure
-    )
+def certify_run(run: Run, *, risks: Mapping[Measure, float], confidence: float) -> Certificate:
+    """Certifies the cheapest solved rule on the certify split and saves it in the run folder as `CERTIFIED`.
+
+    Args:
+        risks: the bound on each measure; all are to hold at once.
+    """
+    traces = run.traces()
+    found = METHODS[SOLVED].solve(traces["fit"]).certified(traces["certify"], risk=risks, confidence=confidence)
     found.rule.save(run.folder / "rules" / CERTIFIED)
     return found
 
@@ -204,22 +136,30 @@ def evaluate_run(run: Run, *, clocked: list[int], repeats: int, progress: bool) 
     Args:
         clocked: batch sizes at which engines are timed; none leaves the clock out.
     """
-    data, network, test = run.data(), run.network(), run.trace("test")
-    rules = run.rules()
+    data, network, traces = run.data(), run.network(), run.traces()
+    rules, test = run.rules(), traces["test"]
     names = [exit.name for exit in network.exits]
-    origin = Origin.of(run.trace("fit"))
+    origin = Origin.of(traces["fit"])
     fixed = {f"fixed {name}": FixedDepth(origin, k) for k, name in enumerate(names[:-1])}
     everything = {"full network": FixedDepth(origin, len(names) - 1), **fixed, **rules}
     device = next(network.parameters()).device
     inputs = torch.cat([images for images, _ in data.batches("test", 1024)]).to(device)
     rows = []
-    for name, rule in everything.items():
-        found = evaluate(rule, test)
-        row = {"method": name, "price": rule.origin.price, **_summary(found), "shares": found.shares.tolist()}
-        if name in rules:
-            row["engine exits unlike the trace's"] = _differences(Engine(network, rule), inputs, found)
-        rows.append(row)
-    result: dict[str, Any] = {"samples": len(test), "unit": test.costs.unit, "exits": names, "rows": rows}
+    with torch.inference_mode(), ThreadChoice().running("judging", inputs[:256], network.full) as threads:
+        for name, rule in everything.items():
+            found = evaluate(rule, test)
+            row = {"method": name, "price": rule.origin.price, **_summary(found), "shares": found.shares.tolist()}
+            if name in rules:
+                row["engine exits unlike the trace's"] = _differences(Engine(network, rule), inputs, found)
+            rows.append(row)
+    result: dict[str, Any] = {
+        "samples": len(test),
+        "duplicates": test.samples.duplicates(traces["fit"].samples),
+        "unit": test.costs.unit,
+        "exits": names,
+        "threads": threads,
+        "rows": rows,
+    }
     prices = sorted({rule.origin.price for rule in rules.values() if rule.origin.price is not None})
     result["prophet"] = [{"price": price, **asdict(prophet(test, price=price))} for price in prices]
     result["clock"] = []
@@ -233,9 +173,8 @@ def evaluate_run(run: Run, *, clocked: list[int], repeats: int, progress: bool) 
             progress=progress,
         )
         result["clock"] = [asdict(row) for row in timed]
-        result["threads"] = torch.get_num_threads()
     result["versions"] = versions()
-    write_json(run.folder / "evaluation.json", {"format": _JUDGED, "version": 1, **result})
+    run.judge(result, test)
     return result
 
 
@@ -253,7 +192,7 @@ def export_run(run: Run, *, rule: str, out: Path, progress: bool) -> Bundle:
     if rule not in solved:
         raise InputError(f"no rule {rule!r} in {run.folder}; it has {', '.join(solved)}")
     network = run.network().cpu()
-    return export(network, solved[rule].cpu(), next(data.batches("certify", 64))[0], out, progress=progress)
+    return export(network, solved[rule].to("cpu"), next(data.batches("certify", 64))[0], out, progress=progress)
 
 
 def versions() -> dict[str, str]:
@@ -279,15 +218,11 @@ def _differences(engine: Engine, inputs: Tensor, found: Evaluation) -> int:
 def _training(run: Run) -> dict[str, Any]:
     """How the network was trained, for people."""
     path = run.folder / "training.json"
-    return json.loads(path.read_text())["settings"] if path.is_file() else {}
-
-
-def _order(name: str) -> int:
-    return list(FAMILIES).index(name) if name in FAMILIES else len(FAMILIES)
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not path.is_file():
+        return {}
+    history = json.loads(path.read_text())
+    threads = dict.fromkeys(epoch["threads"] for epoch in history["epochs"])
+    return {**history["settings"], "threads": ", then ".join(map(str, threads))}
 
 
 def report_run(run: Run, *, price: float | None, command: str) -> Path:
@@ -297,17 +232,15 @@ def report_run(run: Run, *, price: float | None, command: str) -> Path:
         price: that one; without it, the price of the solved rule in the run folder.
         command: that writes the page, which names it after those that made the run.
     """
-    data, network, fit = run.data(), run.network(), run.trace("fit")
+    data, network, traces = run.data(), run.network(), run.traces()
+    fit, test = traces["fit"], traces["test"]
     if price is None:
         solved = run.rules().get(SOLVED)
         if solved is None or solved.origin.price is None:
             raise InputError(f"{run.folder} holds no rule {SOLVED!r} to take a price from; solve it, or give --price")
         price = solved.origin.price
     held = data.splits["test"]
-    timings = []
-    if (run.folder / "evaluation.json").is_file():
-        judged = read_json(run.folder / "evaluation.json", format=_JUDGED, version=1, make_it="evaluate the run again")
-        timings = [Clocked(**row) for row in judged["clock"]]
+    judged = run.judged(test)
     settings = run.settings
     path = run.folder / "report.html"
     write_report(
@@ -315,15 +248,15 @@ def report_run(run: Run, *, price: float | None, command: str) -> Path:
         title=f"How deep is deep enough? {data.name} with {len(network.exits)} exits",
         names=[exit.name for exit in network.exits],
         fit=fit,
-        test=run.trace("test"),
-        rules={name: solve_at(fit, family(fit), price=price, budget=None) for name, family in FAMILIES.items()},
+        test=test,
+        rules={name: method.solve(fit).at(price) for name, method in METHODS.items()},
         price=price,
-        certify=run.trace("certify"),
+        certify=traces["certify"],
         made=Provenance(
             list(dict.fromkeys([*settings["commands"], command])), versions(), {"run": settings["seed"]}, _training(run)
         ),
         images=held.image,
         labels=[data.classes[label] for label in held.labels],
-        clock=timings,
+        clock=[Clocked(**row) for row in judged["clock"]] if judged else [],
     )
     return path

@@ -7,41 +7,36 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import InputError
-from ..observe import Observer
-from ..stopping.baselines import Threshold
-from ..stopping.gain import GainRule
+from ..features import Observer, not_smooth
 from ..stopping.rule import Rule
-from ..stopping.stationary import Stationary
 
-SMOOTH = ("confidence", "margin", "entropy")
-"""The features that change continuously along a path; a streak jumps, and what compares with the exit before depends on
-how far away that is."""
 _NEVER = 1e3
-"""Score of an exit at which a threshold never stops: far above any that features in [0, 1] give."""
+"""Scores are cut there, so that an exit at which a rule never stops can be interpolated too."""
 
 
 class Boundary:
     """The score of going on, at any time: that of the rule at the exits, linear in time between two of them.
 
-    The last exit is never asked: up to it the score of the exit before stands.
+    The exit where all stop is never asked: up to it the score of the exit before stands.
 
     Args:
         rule: solved on a trace of the flow, on features that change continuously.
 
     Raises:
-        InputError: a rule without a score, or on other features.
+        InputError: a rule without a score, on other features, that passes exits by, or that stops all at the first.
     """
 
     def __init__(self, rule: Rule) -> None:
-        jumping = [name for name in rule.features if name not in SMOOTH]
+        jumping = not_smooth(rule.features)
         if jumping or not rule.features:
             raise InputError(
                 f"the rule reads {', '.join(jumping) or 'nothing'}, which has no boundary that a path could meet; "
                 'solve with features=("margin", "entropy")'
             )
-        if not isinstance(rule, GainRule | Stationary | Threshold):
-            raise InputError(f"a rule of kind {type(rule).__name__} has no score to find the zero of; use snell")
-        self.rule, self.last = rule, len(rule.origin.costs) - 2
+        if rule.last == 0 or not all(rule.decides[: rule.last]):
+            raise InputError("the rule does not decide at every exit up to its last, so it is no boundary: use snell")
+        rule.score(0, torch.zeros(1, len(rule.features), device=rule.device))  # refuses where there is none
+        self.rule, self.last = rule, rule.last - 1
         self.observer = Observer(rule.features)
 
     def __call__(
@@ -60,20 +55,11 @@ class Boundary:
 
     def _at(self, k: Int[Tensor, " n"], observation: Tensor) -> Tensor:
         """The rule's score at exit k of each sample."""
-        rule = self.rule
-        if isinstance(rule, Stationary):
-            gained: Tensor = rule.gain(observation)
-            # At its limit the rule stops whatever it sees: so little below zero that the path does so at that exit.
-            return torch.where(k + 1 < rule.limit, gained, -gained.abs().clamp(max=1.0) / _NEVER)
-        if isinstance(rule, GainRule):
-            gain = observation.new_empty(len(observation))  # exit by exit, each has a function of its own
-            for exit in k.unique().tolist():
-                rows = torch.nonzero(k == exit).squeeze(1)
-                gain[rows] = rule.gains[exit](observation[rows])
-            return gain
-        assert isinstance(rule, Threshold)
-        room = rule.thresholds[k] - observation[:, 0]
-        return torch.clamp(-room if rule.below else room, -_NEVER, _NEVER)
+        score = observation.new_empty(len(observation))
+        for exit in k.unique().tolist():
+            rows = torch.nonzero(k == exit).squeeze(1)
+            score[rows] = self.rule.score(exit, observation[rows]).clamp(-_NEVER, _NEVER)
+        return score
 
 
 def field_of_scores(

@@ -4,7 +4,7 @@ The boundary is solved, not guessed. The flow is recorded on its grid of exits l
 induction (`snell`) fits there what stopping costs against what going on does; `Boundary` is that rule at all times
 between.
 
-    network = od.neural_ode(16, classes=10, channels=1, seed=0)
+    network = neural_ode(16, classes=10, channels=1, seed=0)
     ... train, then
     trace = od.record(network, data.batches("fit"), costs)
     rule = od.snell(trace, price=0.05, features=("margin", "entropy"))
@@ -23,6 +23,7 @@ from ..errors import InputError
 from ..networks.ode import flow_pieces
 from ..networks.staged import StagedNetwork
 from ..stopping.rule import Rule
+from ..threads import ThreadChoice, about
 from .boundary import Boundary
 from .crossing import crossed
 
@@ -63,13 +64,23 @@ class FlowEngine:
 
     Raises:
         InputError: another network, one that is no neural ODE, or a rule that is no boundary.
+
+    Example:
+        >>> from optdepth.networks import neural_ode
+        >>> flow = neural_ode(4, classes=10, channels=1, width=4, seed=0).eval()
+        >>> recorded = od.record(flow, data.batches("fit"), od.flops(flow, images).relative())
+        >>> rule = od.snell(recorded, price=0.1, features=("margin",))
+        >>> od.FlowEngine(flow, rule)(images).time.shape
+        torch.Size([64])
     """
 
     def __init__(self, network: StagedNetwork, rule: Rule) -> None:
-        self.pieces = flow_pieces(network)
+        pieces = flow_pieces(network)
         rule.check(network.fingerprint(), len(network.exits))
+        self.pieces = pieces[: rule.last]  # up to the time at which all stop
         device = next(network.parameters()).device
         self.network, self.boundary = network.eval(), Boundary(rule.to(device))
+        self._threads = ThreadChoice()
 
     def __call__(self, inputs: Tensor) -> Stopped:
         """Answers a batch; nothing of the answer depends on who else is in it.
@@ -82,9 +93,12 @@ class FlowEngine:
         bad = torch.nonzero(~torch.isfinite(inputs.flatten(1)).all(dim=1))
         if len(bad):
             raise InputError(f"sample {int(bad[0])} of the batch holds NaN or infinity; clean or drop it")
-        last = len(self.pieces)
+        with self._threads.running(about(len(inputs)), inputs, self._stopped):
+            return self._stopped(inputs)
+
+    def _stopped(self, inputs: Tensor) -> Stopped:
         found = crossed(self.pieces, self.network.start(inputs), self._score)
-        exit = torch.clamp(found.interval + 1, max=last)
+        exit = torch.clamp(found.interval + 1, max=len(self.pieces))
         return Stopped(self._answer(found.state), found.time, exit, found.evaluations)
 
     def _answer(self, state: Tensor) -> Tensor:

@@ -54,6 +54,12 @@ def free_boundary(
     Raises:
         InputError: a box or a function of the wrong shape; an infinite horizon in which waiting costs nothing, or whose
             functions depend on the time; correlated noise that the spacings do not suit.
+
+    Example:
+        >>> decay = od.StoppingProblem(loss=lambda t, x: x[:, 0] ** 2 / 2, drift=lambda t, x: -x, price=0.25)
+        >>> solution = od.free_boundary(decay, box=[(-2.0, 2.0)], nodes=401)
+        >>> bool(abs(solution.at([0.4])[0] - 0.08) < 1e-3)  # within the boundary, at 0.5: stop at once
+        True
     """
     if steps < 2 or most < 1:
         raise InputError(f"steps {steps}, most {most}: at least 2 and 1")

@@ -37,6 +37,17 @@ class StoppingProblem:
 
     Raises:
         InputError: a horizon that is not positive, or dates that are not increasing times within it.
+
+    Example:
+        >>> put = od.StoppingProblem(
+        ...     loss=lambda t, x: -np.maximum(1 - x[:, 0], 0),
+        ...     drift=lambda t, x: 0.05 * x,
+        ...     diffusion=lambda t, x: 0.2 * x,
+        ...     discount=0.05,
+        ...     horizon=1.0,
+        ... )
+        >>> put.horizon
+        1.0
     """
 
     loss: Callable[[float, Float[Array, "n d"]], Any]

@@ -11,7 +11,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ..batch import Inputs
 from ..errors import InputError
-from ..inference.legs import Leg, legs_of
+from ..inference.legs import Leg, Remembered, legs_of
 from ..networks import StagedNetwork
 from ..stopping.rule import Rule
 
@@ -33,10 +33,10 @@ class Part(nn.Module):
     def forward(self, *leaves: Tensor) -> tuple[Tensor, ...]:
         assert self.spec is not None
         given = tree_unflatten(list(leaves), self.spec)
-        state, answers, stops, seen, past = self.leg(*((given, {}, {}) if self.leg.ks[0] == 0 else given))
+        state, answers, stops, memory = self.leg(*((given, Remembered.nothing()) if self.leg.ks[0] == 0 else given))
         if stops is None:
             return (answers,)
-        carried, self.after = tree_flatten((state, seen, past))
+        carried, self.after = tree_flatten((state, memory))
         if not all(isinstance(leaf, Tensor) for leaf in carried):
             raise InputError("a state to export must hold tensors alone; keep plain numbers in the modules")
         # Outputs need names of their own: what a stage hands on untouched, or what is handed on twice, is copied.

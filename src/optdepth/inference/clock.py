@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..networks import StagedNetwork
 from ..progress import shown_steps
 from ..stopping.rule import Rule
+from ..threads import ThreadChoice
 from .engine import Engine
 
 _SAMPLES = 1024
@@ -29,6 +30,7 @@ class Clocked:
         full, engine: milliseconds a sample, of every batch the median over the repeats; `full` is the network without
             exits.
         speedup: full / engine, measured side by side.
+        threads: of torch for both: as many as pay for the full network.
         saving: full cost / mean cost on the same samples: the speed-up that the costs promise.
     """
 
@@ -38,6 +40,7 @@ class Clocked:
     engine: float
     speedup: float
     saving: float
+    threads: int
 
 
 def clock(
@@ -50,6 +53,8 @@ def clock(
     progress: bool = False,
 ) -> list[Clocked]:
     """Times every rule's engine and the network without exits on the same inputs, see `times`.
+
+    Both run on as many threads as pay for the network without exits, or on the user's own number (`threads.py`).
 
     Args:
         inputs: N samples of the mix that is served, a tensor (N, ...) or a tuple or dict of such, on the network's
@@ -70,11 +75,12 @@ def clock(
         # The network without exits runs first of all: a rule may bear any name.
         serves: list[Serve] = [network.full, *engines.values()]
         said = f"timing batches of {size}"
-        full, *spent = times(serves, chunks, repeats, said=said if progress else "")
-        for (name, engine), each in zip(engines.items(), spent, strict=True):
-            paid = torch.cat([engine(chunk).cost for chunk in chunks])
-            saving = engine.rule.origin.costs.full / float(paid.mean())
-            rows.append(Clocked(name, size, full, each, speedup=full / each, saving=saving))
+        with torch.inference_mode(), ThreadChoice().running(said, chunks[0], network.full) as threads:
+            full, *spent = times(serves, chunks, repeats, said=said if progress else "")
+            for (name, engine), each in zip(engines.items(), spent, strict=True):
+                paid = torch.cat([engine(chunk).cost for chunk in chunks])
+                saving = engine.rule.origin.costs.full / float(paid.mean())
+                rows.append(Clocked(name, size, full, each, full / each, saving, threads))
     return rows
 
 

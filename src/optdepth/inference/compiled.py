@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..batch import Inputs, State
 from ..errors import InputError
-from ..observe import Memory
-from .legs import Leg, Outcome
+from .legs import Leg, Outcome, Remembered
 
 
 class CompiledLeg:
@@ -22,15 +20,15 @@ class CompiledLeg:
         self.exit, self.looks, self.last = leg.exit, leg.looks, leg.last
         self._run = torch.compile(leg, **options)
 
-    def __call__(self, given: Inputs | State, seen: Memory, past: Memory) -> Outcome:
+    def __call__(self, given: Inputs | State, memory: Remembered) -> Outcome:
         """`Leg.forward`."""
-        found: Outcome = self._run(given, seen, past)
+        found: Outcome = self._run(given, memory)
         return found
 
-    def one(self, given: Inputs | State, seen: Memory, past: Memory) -> tuple[State, Tensor | None, Memory, Memory]:
+    def one(self, given: Inputs | State, memory: Remembered) -> Outcome:
         """`Leg.one`; the decision is in the graph."""
-        state, answers, stops, seen, past = self(given, seen, past)
-        return state, answers if stops is None or bool(stops) else None, seen, past
+        state, answers, stops, memory = self(given, memory)
+        return Outcome(state, answers if stops is None or bool(stops) else None, None, memory)
 
 
 def compiled(legs: Sequence[Leg], sizes: int) -> list[CompiledLeg]:

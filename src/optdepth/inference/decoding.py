@@ -10,6 +10,7 @@ then makes those of all tokens that it owes in one call.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +23,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..batch import State, hidden, select
 from ..errors import InputError
+from ..features import Memory
 from ..networks import StagedNetwork
-from ..observe import Memory
 from ..stopping.evaluate import Evaluation
-from ..stopping.rule import FixedDepth, Rule
+from ..stopping.rule import Rule
+from ..threads import ThreadChoice, about, light
 from ..trace import Costs
 from .decoder_layers import Call, DecoderLayers, Owed, hand_on
 from .look import Look
@@ -65,6 +67,7 @@ class Decoder:
 
     The prompt but for its last token runs at full depth. Every further token stops where the rule says, each by itself:
     in a batch, sequences whose token has stopped leave the layers above to the others, but for their keys and values.
+    Prompts and tokens run on as many threads as pay for them, or on the user's own number (`threads.py`).
 
     Args:
         model: a causal language model of transformers, in whose decoder layers keys and values go through a cache.
@@ -74,6 +77,18 @@ class Decoder:
     Raises:
         InputError: a network of another model or cut elsewhere than behind its layers, or a rule that was solved for
             another network, or that answers by recall.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=50, **sizes)).eval()
+        >>> prompt = torch.tensor([[1, 2, 3]])
+        >>> staged = od.stage(model, example={"input_ids": prompt}, exits="all", head="token")
+        >>> tokens = torch.randint(50, (8, 9), generator=torch.Generator().manual_seed(0))
+        >>> batches = [({"input_ids": tokens[:, :-1]}, tokens[:, 1:])]
+        >>> recorded = od.record(staged, batches, od.Costs.of([0.5, 1.0]), each="token")
+        >>> od.Decoder(model, staged, od.snell(recorded, price=0.0)).generate(prompt, 5).tokens.shape
+        torch.Size([1, 5])
     """
 
     def __init__(self, model: nn.Module, network: StagedNetwork, rule: Rule) -> None:
@@ -84,8 +99,9 @@ class Decoder:
         self.network, device = network.eval(), next(network.parameters()).device
         self.rule = rule.to(device)
         self.look = Look(self.rule)
+        self._threads = ThreadChoice()
         self.unit = rule.origin.costs.unit
-        self.last = rule.exit if isinstance(rule, FixedDepth) else len(network.exits) - 1
+        self.last = rule.last
         self.paid = torch.from_numpy(rule.origin.costs.paid(rule.looks)).to(device)
 
     @torch.inference_mode()
@@ -123,9 +139,13 @@ class Decoder:
         cache = self.layers.cache()
         owed: list[list[Owed]] = [[] for _ in self.layers.modules]
         if prompt.shape[1] > 1:
-            self.layers.run(prompt[:, :-1], None if mask is None else mask[:, :-1], cache)
+            with self._along(prompt):
+                self.layers.run(prompt[:, :-1], None if mask is None else mask[:, :-1], cache)
         newest = prompt[:, -1:]
-        with self.layers.standing_in(lambda i, x, call: self._layer(token, owed[i], i, x, call)):
+        with (
+            self._threads.running(f"a token of {about(n)} sequences", newest, self._pass),
+            self.layers.standing_in(lambda i, x, call: self._layer(token, owed[i], i, x, call)),
+        ):
             for t in range(tokens):
                 token = _Token(len(rows), prompt.device)
                 self.layers.run(newest, mask, cache)
@@ -143,6 +163,14 @@ class Decoder:
                     cache.batch_select_indices(going)
         cost = torch.where(exit >= 0, self.paid[exit], 0.0)
         return Text(written, exit, cost, self.unit)
+
+    def _along(self, text: Int[Tensor, "n t"]) -> AbstractContextManager[int]:
+        """Runs a block on as many threads as pay for many tokens at once; few of them are enough to tell."""
+        return self._threads.running(f"{about(text.numel())} tokens", text.T, lambda some: self._pass(some.T))
+
+    def _pass(self, tokens: Int[Tensor, "n t"]) -> Tensor:
+        """All layers, without a cache: the work that threads are tried on."""
+        return self.network.full(self.layers.inputs(tokens))
 
     def _layer(self, token: _Token, owed: list[Owed], i: int, x: Tensor, call: Call) -> Tensor:
         """One decoder layer: run for the rows that go on; to the others it owes their keys and values."""
@@ -189,9 +217,14 @@ class Decoder:
         Returns:
             One sample a token from the prompt's last to the last but one, sequence after sequence; the loss is 0-1.
         """
-        n, length = text.shape
+        length = text.shape[1]
         if not 1 <= prompt < length:
             raise InputError(f"prompt={prompt} of {length} tokens: give 1 to {length - 1}")
+        with self._along(text):
+            return self._followed(text, prompt)
+
+    def _followed(self, text: Int[Tensor, "n t"], prompt: int) -> Evaluation:
+        n, length = text.shape
         free = torch.arange(length, device=text.device).expand(n, -1) >= prompt - 1
         going = torch.ones_like(free).flatten()
         exit = torch.full_like(going, len(self.network.exits) - 1, dtype=torch.long)
@@ -221,6 +254,7 @@ class Decoder:
         return Evaluation.of(losses, costs, exits.cpu().numpy(), n_exits=len(self.network.exits))
 
 
+@light
 @torch.inference_mode()
 def token_flops(model: nn.Module, network: StagedNetwork, prompt: Int[Tensor, "n p"]) -> Costs:
     """Floating-point operations of one token behind a prompt, counted as `flops` counts them.

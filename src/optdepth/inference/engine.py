@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,10 +17,10 @@ from torch.utils._pytree import tree_map
 from ..batch import Inputs, State, check_finite, hidden, now, select
 from ..errors import InputError
 from ..networks import StagedNetwork
-from ..observe import Memory
 from ..stopping.rule import Rule
+from ..threads import ThreadChoice, about, chosen
 from .compiled import CompiledLeg, compiled
-from .legs import Leg, legs_of
+from .legs import Leg, Remembered, legs_of
 from .running_batch import RunningBatch
 from .timings import Timings
 
@@ -54,6 +55,10 @@ class Engine:
     Python at each of those exits (on a GPU that is its one synchronisation a look, and the check of the inputs is one
     more a call); nothing is done sample by sample. The network is put into evaluation mode.
 
+    On a CPU a batch runs on as many threads as pay for batches of about its size, or on the user's own number
+    (`threads.py`). With `timings` that is known; else the first batch of a size is tried on several, which takes half a
+    second or so: `warm` does that ahead.
+
     Args:
         network: with K exits.
         rule: solved for it; or several, solved at different prices, of which each call names one.
@@ -67,6 +72,11 @@ class Engine:
 
     Raises:
         InputError: the rule was solved for another network, or sizes that do not rise from 1 on.
+
+    Example:
+        >>> answer = od.Engine(network, od.placed(fit, price=0.05))(images)
+        >>> answer.logits.shape, answer.exit.shape, answer.cost.shape
+        (torch.Size([64, 10]), torch.Size([64]), torch.Size([64]))
     """
 
     def __init__(
@@ -78,7 +88,7 @@ class Engine:
         sizes: Sequence[int] | None = None,
         compile: bool = False,
     ) -> None:
-        rules = [rule] if isinstance(rule, Rule) else list(rule)
+        rules = list(rule) if isinstance(rule, Sequence) else [rule]
         if not rules:
             raise InputError("an engine needs a rule; got an empty list")
         fingerprint, self.last = network.fingerprint(), len(network.exits) - 1
@@ -92,7 +102,8 @@ class Engine:
             raise InputError("compile=True needs sizes=, the batch sizes to compile for, such as sizes=(1, 8, 64)")
         self.network, self.rule = network.eval(), rules[0]
         self.sizes = None if sizes is None else tuple(sizes)
-        self.timings = timings
+        self.timings, self.compiled = timings, compile
+        self._threads = ThreadChoice()
         plans = [Plan(network, each, None if not compile else len(sizes or ())) for each in rules]
         self._plans = {each.origin.price: plan for each, plan in zip(rules, plans, strict=True)}
         if len(self._plans) < len(rules):
@@ -108,7 +119,7 @@ class Engine:
             deadline: milliseconds from now. Samples that have not stopped when going on would pass it are answered by
                 the exit they have reached alone: one stage may run beyond it without `timings`, none with them as they
                 were measured. Exits then depend on the clock. The first exit is always reached. Compiled code can halt
-                only where the rule looks.
+                only where the rule looks. There is no time to try threads: it is one until another call has.
 
         Raises:
             InputError: no samples, NaN or infinity, or a price that no rule was solved at.
@@ -126,7 +137,7 @@ class Engine:
         return _joined([self._serve(piece, plan, end) for piece in pieces])
 
     def warm(self, example: Inputs) -> None:
-        """Runs every leg once for each of the engine's sizes, which is what compiling them takes.
+        """Tries threads, and runs every leg once, for each of the engine's sizes, which is what compiling them takes.
 
         Args:
             example: inputs like those to come; repeated to fill the sizes.
@@ -134,17 +145,33 @@ class Engine:
         rows = hidden(example)
         for size in self.sizes or (len(rows),):
             inputs = select(example, torch.arange(size, device=rows.device) % len(rows))
-            with torch.inference_mode():
+            with torch.inference_mode(), self.threads(size, inputs, self.plan()):
                 # Compiled code tells a caller's tensor from one made in here, as a batch filled up to a size is.
                 for given in (inputs, tree_map(torch.clone, inputs)):
                     for plan in self._plans.values():
                         state: State = given
-                        seen: Memory = {}
-                        past: Memory = {}
+                        memory = Remembered.nothing()
                         for leg in plan.legs:
-                            state, _, _, seen, past = leg(state, seen, past)
+                            state, _, _, memory = leg(state, memory)
+
+    def threads(self, rows: int, inputs: Inputs, plan: Plan | None) -> AbstractContextManager[int]:
+        """Runs a block on as many threads as pay for a batch of so many samples, and says on how many.
+
+        Args:
+            plan: to try threads with, where it is not known how many pay; None: not now.
+        """
+        if self.timings is not None:
+            return chosen(self.timings.threads_at(rows))
+        trial: Callable[[Inputs], object] | None = None
+        if plan is not None:  # compiled legs would be compiled for each number of threads
+            trial = self.network.full if self.compiled else lambda some: self._run(some, plan, None)
+        return self._threads.running(about(rows), inputs, trial)
 
     def _serve(self, inputs: Inputs, plan: Plan, end: float | None) -> Answer:
+        with self.threads(self.size(len(hidden(inputs))), inputs, plan if end is None else None):
+            return self._run(inputs, plan, end)
+
+    def _run(self, inputs: Inputs, plan: Plan, end: float | None) -> Answer:
         if len(hidden(inputs)) == 1 and (self.sizes is None or self.sizes[0] == 1):
             logits, exit = self._one(inputs, plan, end)
             return plan.alike(logits, exit)
@@ -155,10 +182,9 @@ class Engine:
     def _one(self, inputs: Inputs, plan: Plan, end: float | None) -> tuple[Tensor, int]:
         """A single sample: nothing to gather, and what the rule decides on are plain numbers."""
         state: State = inputs
-        seen: Memory = {}
-        past: Memory = {}
+        memory = Remembered.nothing()
         for leg in plan.halting if end is not None else plan.legs:
-            state, answer, seen, past = leg.one(state, seen, past)
+            state, answer, _, memory = leg.one(state, memory)
             if answer is not None:
                 return answer, leg.exit
             if end is not None and self._late(leg.exit, plan, state, end):
@@ -172,10 +198,9 @@ class Engine:
         if running.rows > samples:
             inputs = select(inputs, torch.arange(running.rows, device=device).clamp(max=samples - 1))
         state: State = inputs
-        seen: Memory = {}
-        past: Memory = {}
+        memory = Remembered.nothing()
         for leg in plan.halting if end is not None else plan.legs:
-            state, answers, stops, seen, past = leg(state, seen, past)
+            state, answers, stops, memory = leg(state, memory)
             if answers is not None and stops is None:
                 running.settle_rest(leg.exit, answers)
                 return running
@@ -189,8 +214,8 @@ class Engine:
                     if room < running.rows and self._pays(leg.exit, plan, running.rows, room):
                         index = running.compact(room)
                         state = select(state, index)
-                        if seen or past:
-                            seen, past = select((seen, past), index)
+                        if any(memory):
+                            memory = select(memory, index)
             if end is not None and self._late(leg.exit, plan, state, end):
                 running.settle_rest(leg.exit, self.network.answer(state, leg.exit))
                 return running

@@ -3,20 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..batch import Inputs, State
+from ..errors import InputError
+from ..features import Memory
 from ..networks import StagedNetwork
-from ..observe import Memory
-from ..recall import Recall
-from ..stopping.rule import FixedDepth, Rule
+from ..recall import Past, Recall
+from ..stopping.rule import Rule
 from .look import Look
 
-Outcome = tuple[State, Float[Tensor, "n C"] | None, Bool[Tensor, " n"] | None, Memory, Memory]
-"""What comes out of a leg: the state; the answers at its exit, None where it does not look; who stops there, None where
-none or all do; what the observer and what later answers remember."""
+
+class Remembered(NamedTuple):
+    """What is handed on from exit to exit besides the state; of the samples that go on, rows are taken as of a state.
+
+    Attributes:
+        seen: what the observer wants back.
+        past: what later answers recall.
+    """
+
+    seen: Memory
+    past: Past
+
+    @classmethod
+    def nothing(cls) -> Remembered:
+        """Ahead of the first exit."""
+        return cls({}, {})
+
+
+class Outcome(NamedTuple):
+    """What comes out of a leg.
+
+    Attributes:
+        state: behind its last stage.
+        answers: at its exit; None where nobody stops.
+        stops: who stops there; None where none or all do, as `answers` tells.
+        memory: to hand to the next leg.
+    """
+
+    state: State
+    answers: Float[Tensor, "n C"] | None
+    stops: Bool[Tensor, " n"] | None
+    memory: Remembered
 
 
 class Leg(nn.Module):
@@ -24,21 +55,16 @@ class Leg(nn.Module):
 
     Args:
         ks: numbers of the stages; the exit is the last of them.
-        looks: whether the rule looks at the exit.
-        last: whether all stop there.
     """
 
-    def __init__(
-        self, network: StagedNetwork, look: Look, recall: Recall, ks: Sequence[int], *, looks: bool, last: bool
-    ) -> None:
+    def __init__(self, network: StagedNetwork, look: Look, recall: Recall, ks: Sequence[int]) -> None:
         super().__init__()
         self.network, self.look, self.recall, self.ks = network, look, recall, tuple(ks)
-        self.exit, self.looks, self.last = self.ks[-1], looks, last
+        self.exit, rule = self.ks[-1], look.rule
+        self.looks, self.last = rule.looks[self.exit], self.exit == rule.last
+        self.answering = self.last or rule.decides[self.exit]  # elsewhere an answer may lack what it would recall
         # Tuples: to fetch a module from a ModuleList takes longer than all else that happens between two stages.
         self._stages, self._heads = tuple(network.stages[k] for k in ks), (network.heads[self.exit],)
-        self.rule = look.rule  # an attribute of its own, so that its buffers are this module's
-        # A fixed depth looks earlier only to recall later: nobody stops, and an answer may lack what it would recall.
-        self.stopping = last or (looks and not isinstance(look.rule, FixedDepth))
 
     def advance(self, given: Inputs | State) -> tuple[State, State]:
         """The states before and after the last of the stages, from the inputs or the state that the leg starts at."""
@@ -53,32 +79,30 @@ class Leg(nn.Module):
         logits: Tensor = self._heads[0](state)
         return logits
 
-    def forward(self, given: Inputs | State, seen: Memory, past: Memory) -> Outcome:
+    def forward(self, given: Inputs | State, memory: Remembered) -> Outcome:
         """The whole leg, for a batch."""
         before, state = self.advance(given)
         if not (self.looks or self.last):
-            return state, None, None, seen, past
+            return Outcome(state, None, None, memory)
         logits = self.head(state)
-        answers = self.recall.answer(self.exit, logits, past) if self.stopping else logits
+        answers = self.recall.answer(self.exit, logits, memory.past) if self.answering else logits
         if self.last:
-            return state, answers, None, seen, past
-        stops, seen = self.look.batch(self.exit, logits, before, state, seen)
-        return state, answers, stops, seen, self.recall.remember(self.exit, logits, past)
+            return Outcome(state, answers, None, memory)
+        stops, seen = self.look.batch(self.exit, logits, before, state, memory.seen)
+        return Outcome(state, answers, stops, Remembered(seen, self.recall.remember(self.exit, logits, memory.past)))
 
-    def one(self, given: Inputs | State, seen: Memory, past: Memory) -> tuple[State, Tensor | None, Memory, Memory]:
-        """The leg for a single sample, decided on in Python numbers: the state, the answer where the sample stops, and
-        what is remembered.
-        """
+    def one(self, given: Inputs | State, memory: Remembered) -> Outcome:
+        """The leg for a single sample, decided on in Python numbers: it has an answer where it stops."""
         before, state = self.advance(given)
         if not (self.looks or self.last):
-            return state, None, seen, past
+            return Outcome(state, None, None, memory)
         logits = self.head(state)
         if self.last:
-            return state, self.recall.answer(self.exit, logits, past), seen, past
-        stops, seen = self.look.one(self.exit, logits, before, state, seen)
+            return Outcome(state, self.recall.answer(self.exit, logits, memory.past), None, memory)
+        stops, seen = self.look.one(self.exit, logits, before, state, memory.seen)
         if stops:
-            return state, self.recall.answer(self.exit, logits, past), seen, past
-        return state, None, seen, self.recall.remember(self.exit, logits, past)
+            return Outcome(state, self.recall.answer(self.exit, logits, memory.past), None, memory)
+        return Outcome(state, None, None, Remembered(seen, self.recall.remember(self.exit, logits, memory.past)))
 
 
 def legs_of(network: StagedNetwork, rule: Rule, *, single: bool = False) -> list[Leg]:
@@ -86,12 +110,19 @@ def legs_of(network: StagedNetwork, rule: Rule, *, single: bool = False) -> list
 
     Args:
         single: one stage a leg, for who must come to a halt after every stage; else one leg for each exit looked at.
+
+    Raises:
+        InputError: the rule answers by recall of an exit that it does not look at.
     """
-    last = rule.exit if isinstance(rule, FixedDepth) else len(network.exits) - 1
+    last = rule.last
+    answering = [k == last or (k < last and decides) for k, decides in enumerate(rule.decides)]
+    look, recall = Look(rule), Recall(rule.origin.recall, answering)
+    for k in (k for k, answers in enumerate(answering) if answers):
+        if unseen := [j for j in recall.exits(k) if j < k and not rule.looks[j]]:
+            raise InputError(
+                f"the rule answers at exit {k} by recall of exit {unseen[0]}, which it does not look at: solve it on a "
+                "trace without recall"
+            )
     ends = [k for k in range(last + 1) if single or rule.looks[k] or k == last]
     starts = [0, *(k + 1 for k in ends[:-1])]
-    look, recall = Look(rule), Recall(rule.origin.recall, len(network.exits))
-    return [
-        Leg(network, look, recall, range(a, b + 1), looks=rule.looks[b], last=b == last).eval()
-        for a, b in zip(starts, ends, strict=True)
-    ]
+    return [Leg(network, look, recall, range(a, b + 1)).eval() for a, b in zip(starts, ends, strict=True)]

@@ -6,8 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..batch import State
-from ..networks.staged import residual_size
-from ..observe import Memory, Observer
+from ..features import Memory, Observer
 from ..stopping.rule import Rule
 
 _CLASSES = 64
@@ -24,7 +23,6 @@ class Look:
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
         self.observer = Observer(rule.features) if rule.features else None
-        self.needs_residual = self.observer is not None and self.observer.needs_residual
         self._one = self.observer is not None and self.observer.sees_one
 
     def batch(
@@ -33,15 +31,14 @@ class Look:
         """Which samples stop at exit k, and the observer's memory after it."""
         if self.observer is None:
             return self.rule.stop(k, logits.new_empty(len(logits), 0)), memory
-        residual = residual_size(before, state) if self.needs_residual else None
-        observation, memory = self.observer(logits, memory, residual)
+        observation, memory = self.observer(logits, memory, before, state)
         return self.rule.stop(k, observation), memory
 
     def one(
         self, k: int, logits: Float[Tensor, "1 C"], before: State, state: State, memory: Memory
     ) -> tuple[bool, Memory]:
-        """`batch` for a single sample."""
-        if self.observer is None or not self._one or logits.ndim > 2 or logits.shape[1] > _CLASSES:
+        """`batch` for a single sample; by `batch` itself where a feature has no form in Python numbers."""
+        if self.observer is None or not self._one or logits.ndim != 2 or not 1 < logits.shape[1] <= _CLASSES:
             stops, memory = self.batch(k, logits, before, state, memory)
             return bool(stops), memory
         values, memory = self.observer.one(logits, memory)

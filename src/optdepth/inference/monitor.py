@@ -48,6 +48,13 @@ class Monitor:
 
     Attributes:
         samples, cost: how many, and the sum of their costs.
+
+    Example:
+        >>> rule = od.placed(fit, price=0.05)
+        >>> watch = od.Monitor([exit.name for exit in network.exits], od.evaluate(rule, certify).shares)
+        >>> watch.add(od.Engine(network, rule)(images))
+        >>> watch.samples
+        64
     """
 
     def __init__(self, names: Sequence[str], calibration: Float[np.ndarray, " K"]) -> None:

@@ -14,8 +14,8 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map
 
 from ..batch import Inputs, State, check_finite, hidden, select
 from ..errors import InputError
-from ..observe import Memory
 from .engine import Engine
+from .legs import Remembered
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +69,11 @@ def stream(
 
     Raises:
         InputError: a batch below 1, a capacity below the batch, or a negative delay.
+
+    Example:
+        >>> answers = od.stream(od.Engine(network, od.placed(fit, price=0.05)), iter(images), batch=16, ordered=True)
+        >>> [answer.index for answer in answers][:3]
+        [0, 1, 2]
     """
     waiting = len(engine.network.exits) * batch if capacity is None else capacity
     if batch < 1 or waiting < batch:
@@ -85,7 +90,7 @@ class _Group:
     index: list[int]
     arrived: list[float]
     state: State
-    memory: tuple[Memory, Memory]  # what the observer carries on, and what later answers recall
+    memory: Remembered
 
     def cut(self, size: int) -> tuple[_Group, _Group | None]:
         """The first `size` samples, and the others."""
@@ -100,7 +105,7 @@ class _Group:
             self.index[size:], self.arrived[size:], *rest
         )
 
-    def kept(self, rows: list[int], state: State, memory: tuple[Memory, Memory]) -> _Group:
+    def kept(self, rows: list[int], state: State, memory: Remembered) -> _Group:
         """Some of the samples, one leg on."""
         return _Group([self.index[i] for i in rows], [self.arrived[i] for i in rows], state, memory)
 
@@ -157,7 +162,8 @@ class _Stream:
         self.drawn += 1
         leaves = tree_leaves(sample)
         if leaves and all(isinstance(leaf, Tensor) for leaf in leaves):
-            self._put(0, _Group([index], [at], tree_map(lambda tensor: tensor.unsqueeze(0), sample), ({}, {})))
+            alone = tree_map(lambda tensor: tensor.unsqueeze(0), sample)
+            self._put(0, _Group([index], [at], alone, Remembered.nothing()))
         else:
             said = f"it is a {type(sample).__name__}; give a tensor, or a tuple or dict of tensors"
             self._finish([self._failed(index, at, said)])
@@ -227,7 +233,8 @@ class _Stream:
         if room > n:
             fill = torch.arange(room, device=hidden(given).device).clamp(max=n - 1)
             given, memory = select((given, memory), fill)
-        state, answers, stops, seen, past = leg(given, *memory)
+        with engine.threads(room, given, self.plan if k == 0 else None):
+            state, answers, stops, memory = leg(given, memory)
         assert answers is not None
         if stops is None:
             self._finish(self._answers(group, leg.exit, list(range(n)), answers))
@@ -238,7 +245,7 @@ class _Stream:
         leave = self._answers(group, leg.exit, leaving, answers)
         if staying:
             rows = torch.tensor(staying, device=answers.device)
-            self._put(k + 1, group.kept(staying, *select((state, (seen, past)), rows)))
+            self._put(k + 1, group.kept(staying, *select((state, memory), rows)))
         self._finish(leave)  # last of all: what fails before this line is tried again
 
     def _answers(self, group: _Group, k: int, rows: list[int], logits: Tensor) -> list[Streamed]:
@@ -263,7 +270,3 @@ class _Stream:
         while self.done:
             self.given += 1
             yield self.done.popleft()
-
-
-def _head(tree: State, n: int) -> State:
-    return tree_map(lambda tensor: tensor[:n], tree)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -16,11 +16,12 @@ from torch import Tensor
 
 from ..batch import Inputs, State, hidden, now, select
 from ..errors import InputError
+from ..features import Memory
 from ..networks import StagedNetwork
-from ..observe import Memory
 from ..stopping.gain import GainRule
 from ..stopping.regression import Additive
 from ..stopping.rule import Origin
+from ..threads import ThreadChoice, said
 from ..trace import Costs
 from .look import Look
 from .running_batch import RunningBatch
@@ -47,7 +48,11 @@ class Timings:
         looks: (K, S) of looking at each exit: head, features, decision, and taking out half of the batch; at the last
             exit the head alone.
         gathers: (K, S) of gathering so many samples of the state after stage k out of a batch twice as large.
-        threads: of torch while it was timed.
+        threads: (S,) of torch while a size was timed: as many as pay for it.
+
+    Example:
+        >>> timings = od.Timings.measure(network, images, sizes=(1, 16), repeats=1)
+        >>> engine = od.Engine(network, od.placed(fit, price=0.05), timings=timings)
     """
 
     network: str
@@ -55,7 +60,7 @@ class Timings:
     stages: Float[np.ndarray, "K S"]
     looks: Float[np.ndarray, "K S"]
     gathers: Float[np.ndarray, "K S"]
-    threads: int
+    threads: tuple[int, ...]
 
     _sizes: list[float] = field(init=False, repr=False)
     _upto: list[list[float]] = field(init=False, repr=False)
@@ -82,7 +87,7 @@ class Timings:
         """Medians over repeats, the sizes in turns so that a slow moment of the machine falls on all of them.
 
         The machine should be doing nothing else. Stages are timed in passes of their own, as they run where no exit is
-        looked at.
+        looked at. Each size is timed on as many threads as pay for it, or on the user's own number (`threads.py`).
 
         Args:
             example: inputs on the network's device; repeated to fill the sizes.
@@ -97,15 +102,22 @@ class Timings:
             raise InputError(f"sizes {list(sizes)}: give batch sizes that rise from 1 on, such as 1, 4, 16, 64")
         if repeats < 1:
             raise InputError(f"repeats is {repeats}; at least one pass must be timed")
-        training, look = network.training, Look(_stand_in(len(network.exits), features))
+        training, rows = network.training, hidden(example)
+        look = Look(_stand_in(len(network.exits), features).to(rows.device))
         network.eval()
-        rows = hidden(example)
         batches = [select(example, torch.arange(size, device=rows.device) % len(rows)) for size in sizes]
-        turns = [[_turn(network, batch, look) for batch in batches] for _ in range(math.ceil(repeats / _TURN))]
+        choice, threads = ThreadChoice(), []
+        turns: list[list[Float[np.ndarray, "3 K"]]] = []
+        for _ in range(math.ceil(repeats / _TURN)):
+            turns.append([])
+            for size, batch in zip(sizes, batches, strict=True):
+                with torch.inference_mode(), choice.running(f"batches of {size}", batch, network.full) as count:
+                    turns[-1].append(_turn(network, batch, look))
+                threads.append(count)
         network.train(training)
         stages, looks, gathers = np.median(turns, axis=0).transpose(1, 2, 0)
         held = np.asarray(sizes, dtype=float)
-        return cls(network.fingerprint(), held, stages, looks, gathers, torch.get_num_threads())
+        return cls(network.fingerprint(), held, stages, looks, gathers, tuple(threads[: len(sizes)]))
 
     def check(self, network: str) -> None:
         """Refuses timings of another network."""
@@ -117,7 +129,12 @@ class Timings:
         rows = self.piece(batch)
         stages = [self.stage(k, rows) / rows for k in range(len(self.stages))]
         looks = [_at(self._sizes, each, rows) / rows for each in self._looks]
-        return Costs.of(np.cumsum(stages), looks, 0.0, f"ms a sample at batch {batch}, {self.threads} threads")
+        threads = said(self.threads_at(rows))
+        return Costs.of(np.cumsum(stages), looks, 0.0, f"ms a sample at batch {batch}, {threads}")
+
+    def threads_at(self, rows: int) -> int:
+        """How many pay for a batch of so many samples: as for the largest size measured that is no larger."""
+        return self.threads[max(bisect_right(self._sizes, rows) - 1, 0)]
 
     def piece(self, rows: int, looks: Sequence[bool] = ()) -> int:
         """The batch size to run so many samples in: less than all where large batches take longer a sample, as they do
@@ -159,7 +176,7 @@ class Timings:
 def latency(
     network: StagedNetwork, example: Inputs, *, features: Sequence[str] = ("margin",), repeats: int = 30
 ) -> Costs:
-    """Milliseconds a sample, at the batch size of the example and torch's present number of threads.
+    """Milliseconds a sample, at the batch size of the example, on as many threads as pay for it (`threads.py`).
 
     Looking at an exit is what an engine does there: head, features, decision, and taking out those that stop. At a
     small batch that costs far more than the head's own work.
@@ -168,6 +185,10 @@ def latency(
         example: inputs of n samples, on the network's device.
         features: that the rule to be solved will read.
         repeats: passes timed, of which the median counts.
+
+    Example:
+        >>> od.latency(network, images[:8], repeats=1).unit
+        'ms a sample at batch 8, ...
     """
     batch = len(hidden(example))
     return Timings.measure(network, example, features=features, sizes=(batch,), repeats=repeats).costs(batch)
@@ -217,7 +238,6 @@ def _looks(network: StagedNetwork, inputs: Inputs, look: Look) -> tuple[list[flo
     rows, device, last = len(hidden(inputs)), hidden(inputs).device, len(network.exits) - 1
     index = 2 * torch.arange(rows, device=device)
     half, twice = torch.arange(rows, device=device) % 2 == 1, torch.arange(2 * rows, device=device) // 2
-    look.rule.to(device)
 
     def looked(k: int, before: State, state: State, memory: Memory) -> Memory:
         logits: Tensor = network.answer(state, k)

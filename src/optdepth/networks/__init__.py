@@ -5,7 +5,7 @@ from .heads import Pool, PooledConv, PooledLinear, PooledMLP, TokenHead
 from .looped import looped, unrolled
 from .ode import neural_ode
 from .resnet import resnet
-from .staged import Exit, StagedNetwork, load_network, residual_size
+from .staged import Exit, StagedNetwork, load_network
 from .transplant import transplant
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "load_network",
     "looped",
     "neural_ode",
-    "residual_size",
     "resnet",
     "select",
     "stage",

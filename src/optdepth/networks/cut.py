@@ -67,6 +67,13 @@ def stage(
 
     Raises:
         InputError: the model cannot be staged, with the reason and what would help; an unknown name.
+
+    Example:
+        >>> layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        >>> mean = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d((1, 8)), torch.nn.Flatten(), torch.nn.Linear(8, 3))
+        >>> model = torch.nn.Sequential(torch.nn.TransformerEncoder(layer, 3, enable_nested_tensor=False), mean).eval()
+        >>> len(od.stage(model, example=torch.randn(2, 5, 8), exits="all").exits)
+        3
     """
     if head not in get_args(Head):
         raise InputError(f"head={head!r}: give one of {', '.join(get_args(Head))}")

@@ -87,6 +87,10 @@ def resnet(
 
     Raises:
         InputError: a depth that is not 6n+2 (the nearest are named), an unknown exit or kind of head, or sizes below 1.
+
+    Example:
+        >>> len(od.resnet(20, classes=10, seed=0).exits)
+        9
     """
     if depth < 8 or (depth - 2) % 6:
         lower = max(8, depth - (depth - 2) % 6)

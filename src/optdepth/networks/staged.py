@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..batch import Inputs, State, hidden
+from ..batch import Inputs, State
 from ..errors import InputError
 from ..files import read_json, read_tensors, write_json, write_tensors
 
@@ -56,6 +56,12 @@ class StagedNetwork(nn.Module):
 
     Raises:
         InputError: no stage, lengths that differ, names given twice, or depths that fall.
+
+    Example:
+        >>> [exit.name for exit in network.exits]
+        ['stage1.block1', 'stage2.block1', 'stage3.block1']
+        >>> [tuple(logits.shape) for logits in network(images)]
+        [(64, 10), (64, 10), (64, 10)]
     """
 
     def __init__(
@@ -171,6 +177,11 @@ def load_network(folder: str | Path, *, model: nn.Module | None = None, example:
     Raises:
         InputError: no such folder, another format or version, damaged or mixed-up files, or a model that is missing,
             not needed, or another one.
+
+    Example:
+        >>> network.save("network")
+        >>> bool((od.load_network("network").full(images) == network.full(images)).all())
+        True
     """
     folder, again = Path(folder), "train or save the network again"
     header = read_json(folder / HEADER, format=FORMAT, version=VERSION, make_it=again)
@@ -202,18 +213,3 @@ def _merge(stages: Sequence[nn.Module]) -> nn.Module:
         return held[0]
     flat = [part for stage in held for part in (stage if isinstance(stage, nn.Sequential) else [stage])]
     return nn.Sequential(*flat)
-
-
-def residual_size(before: State, after: State) -> Float[Tensor, " n"]:
-    """||X_after - X_before|| / ||X_before|| per sample, in float32 (theory section 5).
-
-    It is 1 for every sample where the shapes differ: such a stage replaces the state, and there is nothing to
-    compare. A state of zeros has size 0 if it stays, 1 if it moves.
-    """
-    x, y = hidden(before), hidden(after)
-    if x.shape != y.shape:
-        return torch.ones(len(y), device=y.device)
-    x, y = x.float().flatten(1), y.float().flatten(1)
-    norm, step = torch.linalg.vector_norm(x, dim=1), torch.linalg.vector_norm(y - x, dim=1)
-    zero = norm == 0
-    return torch.where(zero, (step > 0).float(), step / torch.where(zero, 1.0, norm))

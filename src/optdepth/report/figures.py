@@ -15,40 +15,19 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from ..palette import AMBER, BLUE, FAINT, GREEN, GRID, INK, ORANGE, PURPLE, SKY, STYLE
+from ..palette import BLUE, COLOURS, FAINT, GRID, INK, SKY, STYLE
 from ..stopping.finite import ReturnsBound
-from ..stopping.frontier import SOLVED
+from ..stopping.methods import METHODS, SOLVED, Dash
 from .regions import Decisions, Regions
 from .study import Study
 
 Array = np.ndarray
 
-THEME = {
-    INK: "--ink",
-    FAINT: "--faint",
-    GRID: "--grid",
-    BLUE: "--blue",
-    ORANGE: "--orange",
-    GREEN: "--green",
-    PURPLE: "--purple",
-    SKY: "--sky",
-    AMBER: "--amber",
-}
+THEME = {**{colour: f"--{name}" for name, colour in COLOURS.items()}, FAINT: "--faint", GRID: "--grid"}
 """Colours that figures are drawn in, and the page's variables that stand in for them."""
 
-LINES: dict[str, tuple[str, Any]] = {
-    "placed": (BLUE, "-"),
-    "snell": (SKY, "-"),
-    "lookahead": (GREEN, "-"),
-    "confidence": (ORANGE, (0, (4, 2))),
-    "confidence per exit": (ORANGE, "-"),
-    "entropy": (PURPLE, (0, (4, 2))),
-    "entropy per exit": (PURPLE, "-"),
-    "patience": (AMBER, (0, (4, 2))),
-    "patience per exit": (AMBER, "-"),
-}
-"""Colour and line style of each method: a colour for each feature, dashed for one common threshold."""
-SAID = {SOLVED: f"{SOLVED} (solved rule)", "snell": "snell (solved, looks everywhere)"}
+_DASHES: dict[Dash, Any] = {"solid": "-", "dashed": (0, (4, 2)), "dotted": (0, (1, 1.5))}
+"""As matplotlib says it."""
 _STYLE = {
     **STYLE,
     "font.family": "DejaVu Sans",
@@ -92,13 +71,15 @@ def _draw_frontiers(axes: Any, study: Study) -> None:
     grid = _grid(study)
     for name, swept in study.frontiers.items():
         costs, losses = swept.curve()
-        colour, style = LINES[name]
+        method = METHODS[name]
+        colour = COLOURS[method.colour]
         chosen = name in (SOLVED, study.rival)
         if chosen:
             low, _, high = swept.band(grid, seed=study.seed)
             axes.fill_between(_percent(grid / full), _right(high), _right(low), color=colour, alpha=0.2, lw=0)
-        said = SAID.get(name, f"{name} (best threshold)" if name == study.rival else name)
-        line = {"color": colour, "ls": style, "lw": 2.2 if chosen else 1.1, "label": said}
+        words = "; ".join(part for part in (method.words, "best baseline" if name == study.rival else "") if part)
+        said = f"{name} ({words})" if words else name
+        line = {"color": colour, "ls": _DASHES[method.dash], "lw": 2.2 if chosen else 1.1, "label": said}
         axes.plot(_percent(costs / full), _right(losses), zorder=4 if name == SOLVED else 3, **line)
     fixed = np.array([(depth.cost / full, depth.loss) for depth in study.depths[:-1]]).T
     dots = {"ls": "", "marker": "o", "ms": 4, "color": FAINT, "label": "one fixed exit for all"}
@@ -143,7 +124,8 @@ def exit_shares(study: Study) -> Markup:
         grid = figure.subplots(rows, 2, sharex=True, sharey=True, squeeze=False)
         places, step = np.arange(len(study.names)), -(-len(study.names) // _MOST_NAMES)
         for axes, (name, result) in zip(grid.flat, study.results.items(), strict=False):
-            axes.bar(places, _percent(result.shares), width=0.75, color=LINES.get(name, (SKY, "-"))[0])
+            colour = COLOURS[METHODS[name].colour] if name in METHODS else SKY
+            axes.bar(places, _percent(result.shares), width=0.75, color=colour)
             axes.set_title(f"{name}: {result.cost / study.full.cost:.0%} of the full cost")
             axes.grid(axis="x", visible=False)
         for i, axes in enumerate(grid.flat):

@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..files import write_atomically
 from ..inference.clock import Clocked
 from ..stopping.evaluate import Evaluation
-from ..stopping.frontier import SOLVED
+from ..stopping.methods import SOLVED
 from ..stopping.rule import Rule
 from ..trace import Trace
 from . import figures
@@ -70,7 +70,7 @@ def write_report(
         names: K, of the exits, in order of depth.
         fit: trace of 0-1 losses on which the sweeps are solved; it shares no sample with `test`.
         test: trace of 0-1 losses on which everything is measured.
-        rules: solved at `price` on `fit`, by their names in `stopping.frontier.FAMILIES`: "placed" and at least one
+        rules: solved at `price` on `fit`, by their names in `stopping.methods.METHODS`: "placed" and at least one
             baseline. A rule under another name is shown as well.
         price: loss that one unit of the traces' cost is worth.
         made: how the numbers were made.
@@ -109,7 +109,7 @@ def _headline(study: Study) -> str:
     return (
         f"On {len(study.test):,} test inputs the solved rule answers {_accuracy(solved)} right at "
         f"{_share(study, solved)} of the full network's cost. The full network answers {_accuracy(full)} right; the "
-        f"best tuned threshold at the same price ({study.rival}, chosen on these very inputs, which favours it) "
+        f"best tuned baseline at the same price ({study.rival}, chosen on these very inputs, which favours it) "
         f"{_accuracy(rival)} at {_share(study, rival)}."
     )
 
@@ -125,7 +125,7 @@ def _verdict(study: Study) -> str:
     return (
         f"Both rules seek the least loss + price × cost. The price here is {study.price:g}: the whole cost of the full "
         f"network is worth {100 * study.price * study.full.cost:.3g} points of accuracy. The solved rule reaches "
-        f"{study.solved.value(study.price):.4f}, the threshold {rival.value(study.price):.4f}. On the same inputs the "
+        f"{study.solved.value(study.price):.4f}, the baseline {rival.value(study.price):.4f}. On the same inputs the "
         f"difference is {abs(more):.4f} ± {error:.4f} (one standard error): {found}."
     )
 
@@ -140,8 +140,9 @@ def _frontiers(study: Study) -> Section:
         "Every line is one way of deciding where to stop, from eager on the left to patient on the right; higher is "
         "more right answers, further left is cheaper. All were tuned on other inputs than those that judge them here. "
         "A rule earns its keep where it lies above the dots, which stand for shallower networks. "
-        "The solved rule, placed, looks only at the exits where a look is worth its cost; the others look everywhere.",
-        "The small chart subtracts the best threshold's line from the solved rule's: above zero the solved rule is "
+        "The solved rule, placed, looks only at the exits where a look is worth its cost; snell, lookahead and the "
+        "tuned thresholds look everywhere.",
+        "The small chart subtracts the best baseline's line from the solved rule's: above zero the solved rule is "
         "more accurate for the same cost. Shaded: 90% of 200 redraws of the test inputs. The table reads off what "
         "share of the full network's cost each method needs to be as accurate as it, or nearly.",
     )
@@ -203,11 +204,12 @@ def _costs(study: Study, clock: Sequence[Clocked]) -> Section:
         )
         tables.append(
             Table(
-                ("rule", "batch", "full network, ms", "with the rule, ms", "times faster", "times cheaper"),
+                ("rule", "batch", "threads", "full network, ms", "with the rule, ms", "times faster", "times cheaper"),
                 tuple(
                     (
                         row.method,
                         f"{row.batch:,}",
+                        str(row.threads),
                         f"{row.full:.4g}",
                         f"{row.engine:.4g}",
                         f"{row.speedup:.2f}",

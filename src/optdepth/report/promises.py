@@ -7,10 +7,9 @@ from typing import Self
 
 from ..errors import InputError
 from ..stopping.bounds import Gap, gap
-from ..stopping.certify import Certificate, certified
+from ..stopping.certify import Certificate
 from ..stopping.finite import FiniteDepth, finite_depth
-from ..stopping.frontier import FAMILIES, SOLVED
-from ..stopping.placed import Placed
+from ..stopping.methods import METHODS, SOLVED
 from ..stopping.placement import keep
 from ..trace import Trace
 from .study import Study
@@ -48,9 +47,9 @@ class Promises:
         if shared := certify.overlap(study.test):
             raise InputError(f"{shared} samples are in both certify and test; the test split only judges")
         rule, fit, test = study.rules[SOLVED], study.fit, study.test
-        found = certified(FAMILIES[SOLVED](fit), fit, certify, risk=RISK, confidence=CONFIDENCE, measure="excess")
-        between, kept, names = rule, test, study.names
-        if isinstance(rule, Placed):
-            between, kept, names = rule.inner, keep(test, rule.kept), tuple(study.names[k] for k in rule.kept)
-        depth = finite_depth(kept, between, price=study.price)
+        family = METHODS[SOLVED].solve(fit)
+        found = family.certified(certify, risk=RISK, confidence=CONFIDENCE, measure="excess")
+        kept = test if len(rule.kept) == test.n_exits else keep(test, rule.kept)
+        depth = finite_depth(kept, rule.inner, price=study.price)
+        names = tuple(study.names[k] for k in rule.kept)
         return cls(found, gap(rule, fit, test, price=study.price), depth, names)

@@ -50,7 +50,7 @@ class Regions:
     def of(cls, rule: Rule, trace: Trace) -> Regions:
         """The regions of a rule that reads at least one feature, on the samples of a trace."""
         stopped_at = rule.stopped_at(trace)
-        deciding = [k for k in range(trace.n_exits - 1) if rule.looks[k]]
+        deciding = [k for k in range(rule.last) if rule.decides[k]]
         columns = trace.columns(rule.features)
 
         def decisions(f: int) -> tuple[Decisions, ...]:

@@ -12,7 +12,8 @@ from ..errors import InputError
 from ..progress import shown_steps
 from ..stopping.bounds import Prophet, prophet
 from ..stopping.evaluate import Evaluation, evaluate
-from ..stopping.frontier import BASELINES, FAMILIES, SOLVED, Frontier, fixed_depths, frontier, prices_for
+from ..stopping.frontier import Frontier, fixed_depths, frontier, prices_for
+from ..stopping.methods import METHODS, SOLVED, baselines
 from ..stopping.rule import Rule
 from ..trace import Trace
 
@@ -44,7 +45,7 @@ class Study:
         rules: by name; `SOLVED` among them.
         price: at which the rules were solved.
         results: of each rule.
-        frontiers: of every method in `FAMILIES`.
+        frontiers: of every method in `METHODS`.
         depths: every sample at one exit, for each exit; the last is the full network.
         hindsight: the prophet at each price of the frontiers.
         rival: name of the baseline with the least loss + price x cost on the test trace.
@@ -79,11 +80,11 @@ class Study:
             price=price,
             results=results,
             frontiers={
-                method: frontier(method, fit, test, prices) for method in shown_steps(FAMILIES, "solving sweeps")
+                method: frontier(method, fit, test, prices) for method in shown_steps(METHODS, "solving sweeps")
             },
             depths=fixed_depths(test),
             hindsight=[prophet(test, price=float(p)) for p in prices],
-            rival=min((name for name in results if name in BASELINES), key=lambda n: results[n].value(price)),
+            rival=min((name for name in results if name in baselines()), key=lambda n: results[n].value(price)),
             seed=seed,
         )
 
@@ -111,12 +112,12 @@ def _check(names: Sequence[str], fit: Trace, test: Trace, rules: Mapping[str, Ru
     for name, trace in (("fit", fit), ("test", test)):
         if not np.isin(trace.losses, (0.0, 1.0)).all():
             raise InputError(f"the report speaks of accuracy, but the {name} trace has losses other than 0 and 1")
-    if SOLVED not in rules or not any(name in BASELINES for name in rules):
+    if SOLVED not in rules or not any(name in baselines() for name in rules):
         raise InputError(
             f"rules are {', '.join(rules) or 'empty'}; the report needs {SOLVED!r} and at least one of "
-            + ", ".join(BASELINES)
+            + ", ".join(baselines())
         )
     for name, rule in rules.items():
         at = rule.origin.price
-        if name in FAMILIES and at is not None and not np.isclose(at, price, rtol=1e-6, atol=0):
+        if name in METHODS and at is not None and not np.isclose(at, price, rtol=1e-6, atol=0):
             raise InputError(f"rule {name!r} was solved at price {at:g}, the report is for {price:g}; solve it again")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..trace import Trace
-from .price import solve_at
+from .family import solver
 from .rule import Origin, Rule
 from .scale import weighed
 
@@ -37,9 +37,12 @@ class Threshold(Rule):
                 f"{tuple(thresholds.shape)} thresholds for {len(origin.costs)} exits; one each but the last"
             )
         self.below = below
-        self.thresholds: Tensor
-        self.register_buffer("thresholds", thresholds.float())
-        self._cuts: list[float] = self.thresholds.tolist()
+        self._cuts: tuple[float, ...] = tuple(thresholds.float().tolist())
+
+    @property
+    def thresholds(self) -> Float[Tensor, " K-1"]:
+        """One for each exit but the last."""
+        return torch.tensor(self._cuts, dtype=torch.float32)
 
     def stop(self, k: int, observation: Float[Tensor, "n F"]) -> Bool[Tensor, " n"]:
         score, cut = observation[:, 0], self._cuts[k]
@@ -48,56 +51,61 @@ class Threshold(Rule):
     def decide(self, k: int, observation: Sequence[float]) -> bool:
         return observation[0] <= self._cuts[k] if self.below else observation[0] >= self._cuts[k]
 
+    def score(self, k: int, observation: Float[Tensor, "n F"]) -> Float[Tensor, " n"]:
+        return observation[:, 0] - self._cuts[k] if self.below else self._cuts[k] - observation[:, 0]
+
     def arguments(self) -> dict[str, Any]:
         return {"feature": self.features[0], "thresholds": self.thresholds, "below": self.below}
 
 
-def confidence(
-    trace: Trace, *, price: float | None = None, budget: float | None = None, per_exit: bool = False
-) -> Threshold:
-    """Stops once the most likely class is likely enough (the rule of BranchyNet, MSDNet and CALM)."""
-    return tuned(trace, "confidence", price=price, budget=budget, per_exit=per_exit)
+@solver
+def confidence(trace: Trace, *, per_exit: bool = False) -> Callable[[float], Threshold]:
+    """Stops once the most likely class is likely enough (the rule of BranchyNet, MSDNet and CALM); see `tuned`.
+
+    Example:
+        >>> rule = od.confidence(fit).within(0.8)
+        >>> od.evaluate(rule, test).cost < 0.9
+        True
+    """
+    return tuned(trace, "confidence", per_exit=per_exit).solve
 
 
-def entropy(
-    trace: Trace, *, price: float | None = None, budget: float | None = None, per_exit: bool = False
-) -> Threshold:
-    """Stops once the class distribution is sharp enough (the rule of DeeBERT)."""
-    return tuned(trace, "entropy", below=True, price=price, budget=budget, per_exit=per_exit)
+@solver
+def entropy(trace: Trace, *, per_exit: bool = False) -> Callable[[float], Threshold]:
+    """Stops once the class distribution is sharp enough (the rule of DeeBERT); see `tuned`.
+
+    Example:
+        >>> od.entropy(fit, price=0.05).below
+        True
+    """
+    return tuned(trace, "entropy", below=True, per_exit=per_exit).solve
 
 
-def patience(
-    trace: Trace, *, price: float | None = None, budget: float | None = None, per_exit: bool = False
-) -> Threshold:
-    """Stops once enough exits in a row agree (the rule of PABEE)."""
-    return tuned(trace, "streak", price=price, budget=budget, per_exit=per_exit)
+@solver
+def patience(trace: Trace, *, per_exit: bool = False) -> Callable[[float], Threshold]:
+    """Stops once enough exits in a row agree (the rule of PABEE); see `tuned`.
+
+    Example:
+        >>> od.patience(fit, price=0.05).features
+        ('streak',)
+    """
+    return tuned(trace, "streak", per_exit=per_exit).solve
 
 
-def tuned(
-    trace: Trace,
-    feature: str,
-    *,
-    below: bool = False,
-    price: float | None = None,
-    budget: float | None = None,
-    per_exit: bool = False,
-) -> Threshold:
+@solver
+def tuned(trace: Trace, feature: str, *, below: bool = False, per_exit: bool = False) -> Callable[[float], Threshold]:
     """The threshold, or thresholds, on one feature with the least mean of loss + price x cost on a trace.
 
     Args:
         trace: the fit split.
         feature: a column of the trace's observations.
+        price, budget: one of them for that rule, neither for the family; see `solver`.
         below: stop at values at most the threshold instead of at least.
-        price, budget: as in `solve_at`; exactly one.
         per_exit: one threshold for each exit instead of one for all.
+
+    Raises:
+        InputError: the trace lacks the feature.
     """
-    return solve_at(trace, threshold_family(trace, feature, below=below, per_exit=per_exit), price=price, budget=budget)
-
-
-def threshold_family(
-    trace: Trace, feature: str, *, below: bool = False, per_exit: bool = False
-) -> Callable[[float], Threshold]:
-    """`tuned` at any price."""
     score = trace.columns([feature])[:, :-1, 0] * np.float32(-1 if below else 1)
 
     def at(price: float) -> Threshold:
@@ -111,7 +119,7 @@ def threshold_family(
     return at
 
 
-def common_cut(score: Float[Array, "N K-1"], values: Float[Array, "N K"]) -> tuple[float, float]:
+def common_cut(score: Float[Array, "N D"], values: Float[Array, "N D+1"]) -> tuple[float, float]:
     """The one cut c with the least mean of values at the first exit where score >= c, and that mean; exact.
 
     A sample leaves exit k behind when the running maximum of its score is below c, and then its value changes by
@@ -130,8 +138,8 @@ def common_cut(score: Float[Array, "N K-1"], values: Float[Array, "N K"]) -> tup
 
 
 def exit_cuts(
-    score: Float[Array, "N K-1"], values: Float[Array, "N K"], start: Float[Array, " K-1"], sweeps: int = 10
-) -> Float[Array, " K-1"]:
+    score: Float[Array, "N D"], values: Float[Array, "N D+1"], start: Float[Array, " D"], sweeps: int = 10
+) -> Float[Array, " D"]:
     """One cut per exit by coordinate descent, deepest exit first, each on the samples that reach it."""
     cuts = start.copy()
     for _ in range(sweeps):

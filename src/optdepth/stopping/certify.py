@@ -4,40 +4,87 @@ Learn-then-Test (Angelopoulos et al. 2021; for early exits Jazbec et al. 2024, a
 is a hypothesis "its risk is above alpha". Tested in a fixed order, from the rule that never stops early to the most
 eager, each at the full level and only until the first that cannot be rejected, the chance of any wrong rejection is at
 most the level; so any of the rejected may be taken, and the cheapest is.
+
+Several risks of one rule are one hypothesis, "any of them is above its bound". It is rejected where each alone is, at
+the full level and without correction: a rule that breaks one bound passes only if that test errs, whatever the others
+say (the intersection-union test; Berger 1982, Technometrics 24, 295-300).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
-from typing import Literal, get_args
+from decimal import Decimal
+from itertools import chain
+from math import ceil, floor, log10
 
 import numpy as np
-from jaxtyping import Float
-from scipy.stats import binom
 
 from ..errors import InputError
 from ..trace import Trace
-from .evaluate import Evaluation, applied, evaluate
-from .price import Family
-from .rule import FixedDepth, Origin, Rule, samples_digest
+from .evaluate import Evaluation, evaluate
+from .risks import MEANING, Measure, RiskTest, measured
+from .rule import FixedDepth, Origin, Rule
 
-Array = np.ndarray
-Measure = Literal["loss", "excess", "disagreement"]
-"""What is bounded: the loss; the loss above the full network's; how often the answer is not the full network's."""
 
-_MEANING: dict[Measure, str] = {
-    "loss": "loss",
-    "excess": "loss above the full network's",
-    "disagreement": "rate of disagreement with the full network",
-}
-_RUNGS, _FINE = 24, 0.002
-"""Rules that a sweep of prices makes; steps in mean cost, as shares of the full network's, that are fine enough."""
-_CHEAPEST, _DEAREST = 1 / 256, 1e9
-"""Prices that the sweep starts and ends at, times the losses' range over the full network's cost."""
-_NEAR = 1.1
-"""Prices less than this factor apart are not told apart: a jump in cost between them is one that the rules make."""
+@dataclass(frozen=True)
+class Promise:
+    """One bound.
+
+    Attributes:
+        measure: what is bounded.
+        risk: the bound, alpha.
+        observed: mean of the measure on the samples certified on.
+    """
+
+    measure: Measure
+    risk: float
+    observed: float
+
+
+@dataclass(frozen=True)
+class Shortfall:
+    """Why a rule could not be shown to keep a bound.
+
+    Attributes:
+        measure, risk: the bound.
+        observed: mean of the measure, of that rule on the samples.
+        least: where the samples are too few for any rule, the least risk that so many can show, of a rule that loses
+            nothing on them; else None.
+        takes: about how many samples would do for such a rule; or, where there are enough for it, for the rule at hand.
+            None where no number would, or more than a million.
+    """
+
+    measure: Measure
+    risk: float
+    observed: float
+    least: float | None
+    takes: int | None
+
+    @classmethod
+    def of(cls, test: RiskTest, values: np.ndarray) -> Shortfall:
+        """Of values that did not pass a test."""
+        nothing = np.zeros(len(values))
+        few = not test.shows(nothing)
+        return cls(
+            measure=test.measure,
+            risk=test.risk,
+            observed=float(values.mean()),
+            least=test.least(len(values)) if few else None,
+            takes=test.takes(nothing if few else values),
+        )
+
+    def said(self, samples: int) -> str:
+        """As part of a sentence about so many samples."""
+        bound = percent(self.risk)
+        if self.least is not None:
+            enough = f"{bound} takes {f'about {self.takes:,}' if self.takes else 'more than a million'}"
+            least = f"{samples:,} samples can show a risk of {percent(_up(self.least))} at the least"
+            return f"{least}; {enough if self.risk else f'no number shows {bound}'}"
+        observed = f"a {MEANING[self.measure]} of {self.observed:.4f}, as on them,"
+        if self.takes:
+            return f"with {observed} {bound} takes about {self.takes:,}"
+        return f"{observed} is {'not below' if self.observed >= self.risk else 'too near to'} {self.risk:g}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,42 +93,55 @@ class Certificate:
 
     Attributes:
         rule: the cheapest rule certified; the full depth where none is.
-        measure: what is bounded.
-        risk: the bound, alpha.
+        promises: what is bounded, by how much, and what was observed of the rule. All hold at once.
         confidence: chance, over the draw of the samples, that a certificate is right.
-        certified: whether the promise holds; False when not even the full network's risk could be shown to be within
-            the bound.
-        observed: mean of the measure on the samples.
-        cost, full_cost: mean cost of the rule on them, and of the full network, in the trace's unit.
-        samples: how many.
+        certified: whether the promises hold; False when not even the full network's risk could be shown to be within
+            its bound.
+        cost, full_cost: mean cost of the rule on the samples, and of the full network, in the trace's unit.
+        samples: how many were tested on, no two of the same content.
+        duplicates: how many more there were, whose content fitted a rule or was among those tested on already: no
+            evidence of their own, and left out.
         digest: names the samples.
         tested: how many rules were tested.
+        short: where nothing was gained, why the first rule that failed did, by the bounds that it failed; else empty.
     """
 
     rule: Rule
-    measure: Measure
-    risk: float
+    promises: tuple[Promise, ...]
     confidence: float
     certified: bool
-    observed: float
     cost: float
     full_cost: float
     samples: int
+    duplicates: int
     digest: str
     tested: int
+    short: tuple[Shortfall, ...]
+
+    @property
+    def gained(self) -> bool:
+        """Whether the rule costs less than the full network: False where nothing but the full depth could be shown."""
+        return self.certified and _cheaper(self.cost, self.full_cost)
 
     def __str__(self) -> str:
-        meaning, on = _MEANING[self.measure], f"{self.samples:,} samples"
+        on = f"{self.samples:,} samples" + (f" ({self.duplicates:,} duplicates left out)" if self.duplicates else "")
+        sure = f"with {percent(self.confidence)} confidence"
         if not self.certified:
+            (loss,) = self.short
             return (
-                f"nothing is certified: the full network's {meaning}, {self.observed:.4f} on {on}, does not show with "
-                f"{self.confidence:.0%} confidence that it is at most {self.risk:g}; the rule is the full depth"
+                f"nothing is certified: {on} do not show {sure} that even the full network's loss is at most "
+                f"{loss.risk:g}; {loss.said(self.samples)}; the rule is the full depth"
             )
-        promise = f"with {self.confidence:.0%} confidence the {meaning} is at most {self.risk:g}"
-        if isinstance(self.rule, FixedDepth):
-            return f"{promise} at the full depth; no rule that stops early could be shown on {on} to keep within it"
+        bounds = " and ".join(f"the {MEANING[each.measure]} is at most {each.risk:g}" for each in self.promises)
+        if not self.gained:
+            kept = "it" if len(self.promises) == 1 else "them"
+            nothing = (
+                f"{sure} {bounds} at the full depth, and nothing is gained: no cheaper rule could be shown on {on} to"
+            )
+            return "; ".join([f"{nothing} keep within {kept}", *(each.said(self.samples) for each in self.short)])
+        observed = " and ".join(f"{each.observed:.4f}" for each in self.promises)
         return (
-            f"{promise}: {self.observed:.4f} on {on}, at a mean cost of {self.cost:.4g}, where the full network takes "
+            f"{sure} {bounds}: {observed} on {on}, at a mean cost of {self.cost:.4g}, where the full network takes "
             f"{self.full_cost:.4g} ({self.tested} rules tested in order)"
         )
 
@@ -90,159 +150,92 @@ def certify(
     rules: Iterable[Rule],
     trace: Trace,
     *,
-    risk: float,
+    risk: float | Mapping[Measure, float],
     confidence: float,
-    measure: Measure = "loss",
+    measure: Measure | None = None,
     seed: int = 0,
 ) -> Certificate:
     """The cheapest rule whose risk is shown to be at most `risk`, by fixed-sequence testing.
 
-    The full depth is tested first; by definition it has neither excess nor disagreement. Losses that are all 0 or 1 are
-    taken for a 0-1 loss and tested as a coin's tosses, exactly; others by `betting_p`. A trace for "disagreement" is
-    one whose losses say where an exit's answer is not the last exit's; it needs no label:
-    `Trace.from_logits(logits, logits[:, -1].argmax(-1), costs)`.
+    The full depth is tested first; by definition it has neither excess nor disagreement. A rule passes when it keeps
+    every bound asked for. Losses that are all 0 or 1 are taken for a 0-1 loss and tested as a coin's tosses, exactly,
+    as disagreement is; others by `betting_p`.
+
+    A sample counts once: one with the content of an earlier sample, or of one that fitted a rule, is left out. Those
+    are duplicates in the data. Samples that themselves fitted a rule are refused; `samples.Samples` tells them apart.
 
     Args:
         rules: from the one that stops least to the most eager, in an order that the trace had no part in.
         trace: samples that fitted nothing, drawn independently from the law that the promise is for; losses in [0, 1].
-        risk: the bound, alpha, in [0, 1).
+        risk: the bound, alpha, in [0, 1); or several that are to hold at once, each by its measure:
+            {"excess": 0.01, "disagreement": 0.05}.
         confidence: of the promise, over the draw of the samples, in (0, 1).
-        measure: what is bounded, a mean over the law.
+        measure: what a single risk bounds, a mean over the law: "loss" (if none is named); "excess", the loss above
+            the full network's; or "disagreement", how often the answer is not the full network's.
         seed: of the order in which `betting_p` meets the samples.
 
     Raises:
-        InputError: the samples fitted one of the rules; losses outside [0, 1]; losses that are no disagreement.
+        InputError: a risk, confidence or measure that is none; losses outside [0, 1]; disagreement asked of a trace
+            that does not tell it; samples that fitted a rule, or none that is left.
     """
-    _check(trace, risk, confidence, measure)
+    rules, given = list(rules), len(trace)
+    trace = _independent(trace, rules)
+    tests = RiskTest.of(trace, risk, confidence, measure)
     full = FixedDepth(Origin(trace.costs, trace.network, recall=trace.recall), trace.n_exits - 1)
-    alone: tuple[Rule, Evaluation] = full, evaluate(full, trace)
-    passed = [] if measure == "loss" else [alone]
-    level, order = 1 - confidence, np.random.default_rng(seed).permutation(len(trace))
-    # What decides the test is a property of the measure, not of the rule at hand: else the choice would bias it.
-    tosses = measure != "excess" and bool(np.isin(trace.losses, (0, 1)).all())
+    order = np.random.default_rng(seed).permutation(len(trace))
+    passed: list[tuple[Rule, Evaluation]] = []
     tested = 0
-    for rule in rules if passed else chain([full], rules):
+    failed: list[tuple[RiskTest, np.ndarray]] = []
+    for rule in chain([full], rules):
         found = evaluate(rule, trace)
-        tested += 1
-        values = _measured(found, trace, measure)
-        low = -1.0 if measure == "excess" else 0.0
-        p = binom.cdf(values.sum(), len(values), risk) if tosses else betting_p(values[order], risk, level, low)
-        if p > level:
+        # The full depth has neither excess nor disagreement, so there only its loss is in doubt.
+        doubted = [test for test in tests if rule is not full or test.measure == "loss"]
+        tested += bool(doubted)
+        values = [measured(test.measure, found.stopped_at, trace)[order] for test in doubted]
+        failed = [(test, each) for test, each in zip(doubted, values, strict=True) if not test.shows(each)]
+        if failed:
             break
         passed.append((rule, found))
-    rule, found = min(passed, key=lambda pair: pair[1].cost, default=alone)
+    rule, found = min(passed, key=lambda pair: pair[1].cost, default=(full, evaluate(full, trace)))
+    cheaper = _cheaper(found.cost, trace.costs.full)
+    means = {test: float(measured(test.measure, found.stopped_at, trace).mean()) for test in tests}
     return Certificate(
         rule=rule,
-        measure=measure,
-        risk=risk,
+        promises=tuple(Promise(test.measure, test.risk, mean) for test, mean in means.items()),
         confidence=confidence,
         certified=bool(passed),
-        observed=float(_measured(found, trace, measure).mean()),
         cost=found.cost,
         full_cost=trace.costs.full,
         samples=len(trace),
-        digest=samples_digest(trace),
+        duplicates=given - len(trace),
+        digest=trace.samples.digest,
         tested=tested,
+        short=tuple(Shortfall.of(test, each) for test, each in failed if not cheaper),
     )
 
 
-def certified(
-    family: Family,
-    fit: Trace,
-    certify_on: Trace,
-    *,
-    risk: float,
-    confidence: float,
-    measure: Measure = "loss",
-    seed: int = 0,
-) -> Certificate:
-    """Certifies over the rules that a sweep of the price makes; arguments and errors as in `certify`.
-
-    Args:
-        family: the rules by price, fitted on the samples of `fit`.
-        fit: those samples, under the same measure; they choose the prices, so that no sample certified on does.
-        certify_on: other samples.
-
-    Raises:
-        InputError: a sample is in both traces; the exits cost nothing.
-    """
-    if shared := fit.overlap(certify_on):
-        raise InputError(
-            f"{shared} samples are in both the fit and the certify split; a certificate needs samples that fitted "
-            "nothing: use Trace.split"
-        )
-    _check(certify_on, risk, confidence, measure)
-    rules = ladder(family, fit, risk=risk, measure=measure)
-    return certify(rules, certify_on, risk=risk, confidence=confidence, measure=measure, seed=seed)
+def _independent(trace: Trace, rules: Sequence[Rule]) -> Trace:
+    """The samples that are evidence about all of the rules, each content once."""
+    origins = {id(rule.origin.fitted_on.identity): rule.origin for rule in rules}.values()  # most have one in common
+    for origin in origins:
+        origin.check_unused(trace)
+    fresh = trace.samples.fresh(*(origin.fitted_on for origin in origins))
+    if not fresh.any():
+        raise InputError(f"all {len(trace):,} samples have the content of samples that fitted the rules: record others")
+    return trace if fresh.all() else trace.select(fresh)
 
 
-def ladder(family: Family, fit: Trace, *, risk: float, measure: Measure = "loss") -> list[Rule]:
-    """Rules of a family at rising prices, about even in mean cost, up to the first clearly above the risk on `fit`."""
-    if fit.costs.full <= 0:
-        raise InputError("the exits cost nothing, so there is nothing to save: certify rules of your own")
-    rungs: dict[float, tuple[Rule, float]] = {}
-
-    def climb(price: float) -> bool:
-        rule = family(price)
-        found = applied(rule, fit)
-        rungs[price] = rule, found.cost
-        measured = _measured(found, fit, measure)
-        hopeless = measured.mean() - 2 * measured.std() / np.sqrt(len(fit)) > risk
-        return not hopeless and found.cost > fit.costs.paid()[0] * (1 + 1e-6)
-
-    unit = float(np.ptp(fit.losses) or 1.0) / fit.costs.full
-    price = 0.0
-    while climb(price) and price < _DEAREST * unit:
-        price = 4 * price or _CHEAPEST * unit
-    while len(rungs) < _RUNGS:
-        steps = [
-            (abs(rungs[low][1] - rungs[high][1]), low, high)
-            for low, high in pairwise(sorted(rungs))
-            if high > max(_NEAR * low, 1e-3 * _CHEAPEST * unit)
-        ]
-        step, low, high = max(steps, default=(0.0, 0.0, 0.0))
-        if step < _FINE * fit.costs.full:
-            break
-        climb(float(np.sqrt(low) * np.sqrt(high)) or high / 4)
-    return [rungs[price][0] for price in sorted(rungs)]
+def percent(share: float) -> str:
+    """A share in percent, to its last digit: 0.995 is 99.5%."""
+    return f"{(Decimal(repr(float(share))) * 100).normalize():f}%"
 
 
-def betting_p(values: Float[Array, " n"], mean: float, level: float, low: float) -> float:
-    """p-value of "the expectation is at least `mean`" for independent values in [low, 1], by betting against it.
-
-    The capital of a gambler who bets on each value being below `mean`, a share that only the values before it set, is
-    a supermartingale under the hypothesis, so it ever reaches 1/p with chance at most p (Waudby-Smith and Ramdas 2023).
-    The shares are theirs for a fixed number of samples, equation (26): they aim at the level, and learn the variance,
-    which is what makes rare differences cheap to certify. Rescaling to [0, 1] would change nothing.
-    """
-    count = np.arange(1, len(values) + 1)
-    centre = (mean + np.cumsum(values)) / (count + 1)
-    prior = (1 - low) ** 2 / 4
-    variance = (prior + np.cumsum((values - centre) ** 2)) / (count + 1)
-    before = np.concatenate([[prior], variance[:-1]])
-    share = np.minimum(np.sqrt(2 * np.log(1 / level) / (len(values) * before)), 0.5 / (1 - mean))
-    capital = np.cumsum(np.log1p(share * (mean - values)))
-    return float(np.exp(-max(0.0, capital.max())))
+def _cheaper(cost: float, full: float) -> bool:
+    """Beyond the rounding of a mean."""
+    return cost < full * (1 - 1e-9)
 
 
-def _measured(found: Evaluation, trace: Trace, measure: Measure) -> Float[Array, " N"]:
-    return found.losses - trace.losses[:, -1] if measure == "excess" else found.losses
-
-
-def _check(trace: Trace, risk: float, confidence: float, measure: Measure) -> None:
-    if measure not in get_args(Measure):
-        raise InputError(f"unknown measure {measure!r}; choose from {', '.join(get_args(Measure))}")
-    if not 0 <= risk < 1:
-        raise InputError(f"risk is {risk:g}; it bounds a mean of losses in [0, 1]: at least 0 and below 1")
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence is {confidence:g}; it is a probability below 1: 0.95 for 95%")
-    if trace.losses.min() < 0 or trace.losses.max() > 1:
-        raise InputError(
-            f"losses run from {trace.losses.min():g} to {trace.losses.max():g}; a certificate needs them in [0, 1]: "
-            "scale them, and the risk with them"
-        )
-    if measure == "disagreement" and (trace.losses[:, -1].any() or not np.isin(trace.losses, (0, 1)).all()):
-        raise InputError(
-            "the losses do not say where answers differ from the last exit's: they are not 0 there and 0 or 1 before; "
-            "make the trace with Trace.from_logits(logits, logits[:, -1].argmax(-1), costs)"
-        )
+def _up(share: float) -> float:
+    """Two digits, rounded up."""
+    digits = 1 - floor(log10(share))
+    return round(ceil(share * 10**digits) / 10**digits, digits)

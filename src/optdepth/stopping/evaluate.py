@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from ..errors import InputError
 from ..trace import Trace
-from .rule import Rule, samples_digest
+from .rule import Rule
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +23,8 @@ class Evaluation:
         shares: (K,) share of the samples that stop at each exit.
         stopped_at: (N,) exit of each sample, 0-based.
         losses, costs: (N,) of each sample.
+        duplicates: how many of the samples have the content of one that fitted the rule, in another row of the same
+            source; the data hold it twice, and it counts.
     """
 
     loss: float
@@ -33,6 +35,7 @@ class Evaluation:
     stopped_at: Int[np.ndarray, " N"]
     losses: Float[np.ndarray, " N"]
     costs: Float[np.ndarray, " N"]
+    duplicates: int = 0
 
     @classmethod
     def of(
@@ -64,9 +67,10 @@ class Evaluation:
         return _standard_error(self.losses + price * self.costs)
 
     def __str__(self) -> str:
+        twice = f", {self.duplicates:,} of them duplicates of what fitted the rule" if self.duplicates else ""
         return (
             f"loss {self.loss:.4f} ± {self.loss_error:.4f}, cost {self.cost:.4g} ± {self.cost_error:.2g} "
-            f"on {len(self.stopped_at):,} samples"
+            f"on {len(self.stopped_at):,} samples{twice}"
         )
 
 
@@ -74,11 +78,15 @@ def evaluate(rule: Rule, trace: Trace) -> Evaluation:
     """Applies a rule to a trace of samples that it was not fitted on.
 
     Raises:
-        InputError: the trace is the one that fitted the rule, or comes from another network.
+        InputError: any of the samples fitted the rule, or the trace comes from another network.
+
+    Example:
+        >>> found = od.evaluate(od.placed(fit, price=0.05), test)
+        >>> bool(np.isclose(found.value(0.05), found.loss + 0.05 * found.cost))
+        True
     """
-    if rule.origin.fitted_on == samples_digest(trace):
-        raise InputError("these samples fitted the rule, so they cannot judge it; evaluate on another split")
-    return applied(rule, trace)
+    rule.origin.check_unused(trace)
+    return replace(applied(rule, trace), duplicates=trace.samples.duplicates(rule.origin.fitted_on))
 
 
 def applied(rule: Rule, trace: Trace) -> Evaluation:

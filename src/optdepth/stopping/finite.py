@@ -16,6 +16,7 @@ from jaxtyping import Float
 from scipy import stats
 
 from ..errors import InputError
+from ..threads import light
 from ..trace import Trace
 from .decay import CONFIDENCE, Decay, decay
 from .evaluate import Evaluation, evaluate
@@ -163,6 +164,7 @@ class FiniteDepth:
         return f"At price {self.price:g}. {self.expected} {self.diminishing} {self.residual} {used}, {verdict}"
 
 
+@light
 def finite_depth(
     trace: Trace,
     rule: Rule,
@@ -190,6 +192,11 @@ def finite_depth(
     Raises:
         InputError: a price that is not positive or not the rule's own, a loss below `least_loss`, or sizes or a norm
             that cannot be.
+
+    Example:
+        >>> found = od.finite_depth(test, od.snell(fit, price=0.05), price=0.05)
+        >>> found.expected.cost <= found.expected.bound + 3 * found.expected.error
+        True
     """
     if not (np.isfinite(price) and price > 0):
         raise InputError(f"price is {price:g}; where depth costs nothing no depth is too deep: give a price > 0")
@@ -278,7 +285,7 @@ def _residual_bound(
 def _constant_shape(relative: Float[Array, "N K"] | None) -> tuple[int, tuple[str, ...]]:
     """The first exit behind which the state keeps its shape, and what is to be said about it.
 
-    A stage that changes the shape has the relative size 1 on every sample (`staged.residual_size`).
+    A stage that changes the shape has the relative size 1 on every sample (`features.residual_size`).
     """
     if relative is None:
         return 0, ("a stage that changes the state's shape would not show, for the trace has no feature 'residual'",)

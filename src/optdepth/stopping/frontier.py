@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from ..errors import InputError
+from ..threads import light
 from ..trace import Trace
-from .baselines import threshold_family
 from .evaluate import Evaluation, evaluate
-from .lookahead import lookahead_family
-from .placed import placed_family
-from .price import Family
+from .methods import method_of
 from .rule import FixedDepth, Origin
-from .snell import snell_family
 
 Array = np.ndarray
-
-FAMILIES: dict[str, Callable[[Trace], Family]] = {
-    "placed": placed_family,
-    "snell": snell_family,
-    "lookahead": lookahead_family,
-    "confidence": partial(threshold_family, feature="confidence"),
-    "confidence per exit": partial(threshold_family, feature="confidence", per_exit=True),
-    "entropy": partial(threshold_family, feature="entropy", below=True),
-    "entropy per exit": partial(threshold_family, feature="entropy", below=True, per_exit=True),
-    "patience": partial(threshold_family, feature="streak"),
-    "patience per exit": partial(threshold_family, feature="streak", per_exit=True),
-}
-"""Every solver by its display name: a trace made ready gives the rule at any price."""
-
-SOLVED = "placed"
-"""The solved rule that runs, reports and exports are about: `snell`, looking where a look is worth its cost."""
-
-BASELINES = tuple(name for name in FAMILIES if name not in (SOLVED, "snell", "lookahead"))
-"""Tuned thresholds, the rules in use today."""
 
 _GROUPS = 20
 _CONFIDENCE = 0.9
@@ -89,6 +66,7 @@ class Frontier:
             raise InputError("the full network costs nothing, so no share of its cost can be saved")
         return 1.0 - self.cost_at(self.full.loss + drop) / self.full.cost
 
+    @light
     def resampled(self, grid: ArrayLike, *, resamples: int = 200, seed: int = 0) -> Float[Array, "resamples G"]:
         """Mean loss at the mean costs of `grid`, on bootstrap resamples of the test samples.
 
@@ -132,7 +110,7 @@ def frontier(method: str, fit: Trace, test: Trace, prices: Sequence[float] | Flo
     """Solves a method at each price on one trace and judges the rules on another.
 
     Args:
-        method: a name out of `FAMILIES`.
+        method: a name out of `methods.METHODS`.
         fit: the trace that fits.
         test: the trace that judges; the two share no sample.
         prices: (P,) loss that one unit of cost is worth, >= 0; `prices_for(fit)` gives a good sweep.
@@ -140,14 +118,12 @@ def frontier(method: str, fit: Trace, test: Trace, prices: Sequence[float] | Flo
     Raises:
         InputError: an unknown method, no price, or samples that are in both traces.
     """
-    if method not in FAMILIES:
-        raise InputError(f"unknown method {method!r}; choose from {', '.join(FAMILIES)}")
+    known = method_of(method)
     if len(prices) == 0:
         raise InputError("no prices: give at least one, or prices_for(fit)")
-    if shared := fit.overlap(test):
-        raise InputError(f"{shared} samples are in both fit and test; what fits a rule cannot judge it")
-    family = FAMILIES[method](fit)
-    rules = [family(float(price)) for price in prices]
+    family = known.solve(fit)
+    family.check_unseen(test)
+    rules = [family.at(float(price)) for price in prices]
     return Frontier(
         method,
         np.asarray(prices, dtype=np.float64),

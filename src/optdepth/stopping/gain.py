@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..features import frugal_features
 from ..trace import Trace
 from .regression import Function, restored
 from .rule import Origin, Rule
-
-FRUGAL = ("margin", "entropy", "streak")
 
 
 class GainRule(Rule):
@@ -24,17 +23,21 @@ class GainRule(Rule):
 
     def __init__(self, origin: Origin, features: Sequence[str], gains: Sequence[Function]) -> None:
         super().__init__(origin, features)
-        self.gains = nn.ModuleList(gains)
+        self.gains = tuple(gains)
 
     def stop(self, k: int, observation: Float[Tensor, "n F"]) -> Bool[Tensor, " n"]:
         return self.gains[k](observation) <= 0
 
     def decide(self, k: int, observation: Sequence[float]) -> bool:
-        gain: Function = self.gains[k]  # type: ignore[assignment]
-        return gain.at(observation) <= 0
+        return self.gains[k].at(observation) <= 0
+
+    def score(self, k: int, observation: Float[Tensor, "n F"]) -> Float[Tensor, " n"]:
+        return self.gains[k](observation)
 
     def arguments(self) -> dict[str, Any]:
-        tensors = {f"{k}.{name}": value for k, gain in enumerate(self.gains) for name, value in gain.named_buffers()}
+        tensors = {
+            f"{k}.{name}": value for k, gain in enumerate(self.gains) for name, value in gain.arguments().items()
+        }
         return {"features": list(self.features), "kinds": [type(gain).__name__ for gain in self.gains], **tensors}
 
     @classmethod
@@ -45,4 +48,5 @@ class GainRule(Rule):
 
 def frugal(trace: Trace) -> tuple[str, ...]:
     """The features that a fitted rule reads unless told otherwise: few where the trace is of logits, else all."""
-    return FRUGAL if set(FRUGAL) <= set(trace.features) else trace.features
+    few = frugal_features()
+    return few if set(few) <= set(trace.features) else trace.features

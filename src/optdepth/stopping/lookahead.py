@@ -5,35 +5,39 @@ Optimal in the monotone case of Chow and Robbins, where the set in which stoppin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..trace import Trace
+from .family import solver
 from .gain import GainRule, frugal
 from .posterior import expected_losses
-from .price import solve_at
 from .regression import Regression, bases, shuffled
 from .rule import Origin, Rule
 from .scale import common_exponent, priced
 
 
-def lookahead(trace: Trace, *, price: float | None = None, budget: float | None = None, seed: int = 0) -> GainRule:
-    """Stops where E[L_k - L_{k+1} | s_k] <= price x (C_{k+1} - C_k).
+@solver
+def lookahead(trace: Trace, *, features: Sequence[str] | None = None, seed: int = 0) -> Callable[[float], GainRule]:
+    """Stops where E[L_k - L_{k+1} | s_k] <= price x (C_{k+1} - C_k). The regressions do not depend on the price.
 
     Args:
         trace: the fit split.
-        price, budget: as in `solve_at`; exactly one.
+        price, budget: one of them for that rule, neither for the family; see `solver`.
+        features: observations to decide on; if none are named, those of `snell`.
         seed: of the folds that choose the regressions, and of their random parts.
+
+    Raises:
+        InputError: a feature that the trace lacks.
+
+    Example:
+        >>> od.lookahead(fit, price=0.05).origin.price
+        0.05
     """
-    return solve_at(trace, lookahead_family(trace, seed=seed), price=price, budget=budget)
-
-
-def lookahead_family(trace: Trace, *, seed: int = 0) -> Callable[[float], GainRule]:
-    """`lookahead` at any price: the regressions do not depend on it."""
-    trace, features = shuffled(trace, seed), frugal(trace)
-    seen = trace.columns(features)
+    trace, chosen = shuffled(trace, seed), tuple(features or frugal(trace))
+    seen = trace.columns(chosen)
     drop = -np.diff(expected_losses(trace), axis=1)
     early = range(trace.n_exits - 1)
     fits = [Regression(seen[:, k], bases(seen[:, k], seed)).fit(drop[:, k]) for k in early]
@@ -43,7 +47,7 @@ def lookahead_family(trace: Trace, *, seed: int = 0) -> Callable[[float], GainRu
         by = common_exponent(drop, step, price)
         toll = priced(step, price, by)
         gains = [fit.function(-float(toll[k]), by) for k, fit in enumerate(fits)]
-        return GainRule(Origin.of(trace, price), features, gains)
+        return GainRule(Origin.of(trace, price), chosen, gains)
 
     return at
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -10,14 +10,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import InputError
+from ..features import with_history
 from ..trace import Trace
+from .family import solver
 from .placement import keep, place
-from .price import Family, solve_at
 from .rule import FixedDepth, Origin, Rule
 from .snell import snell
-
-HISTORY = ("streak", "divergence", "change")
-"""Features that refer to the exit before: with fewer looks they would not be those recorded."""
 
 
 class Placed(Rule):
@@ -30,28 +28,48 @@ class Placed(Rule):
 
     def __init__(self, origin: Origin, inner: Rule, exits: Sequence[int]) -> None:
         super().__init__(origin, inner.features)
-        if history := [name for name in inner.features if name in HISTORY]:
+        if history := with_history(inner.features):
             raise InputError(
                 f"{history[0]} refers to the exit before, which a placed rule may not look at; leave it out"
             )
         if len(exits) != len(inner.origin.costs) or exits[-1] != len(origin.costs) - 1:
             raise InputError(f"exits {tuple(exits)} do not fit a rule between {len(inner.origin.costs)} exits")
-        self.inner, self.kept = inner, tuple(exits)
-        self._looks = tuple(k in self.kept for k in range(len(origin.costs)))
+        self._inner, self._kept = inner, tuple(exits)
+
+    @property
+    def inner(self) -> Rule:
+        return self._inner
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        return self._kept
+
+    @property
+    def last(self) -> int:
+        return self._kept[self._inner.last]
 
     @property
     def looks(self) -> tuple[bool, ...]:
-        return self._looks
+        return self._spread(self._inner.looks)
+
+    @property
+    def decides(self) -> tuple[bool, ...]:
+        return self._spread(self._inner.decides)
 
     def stop(self, k: int, observation: Float[Tensor, "n F"]) -> Bool[Tensor, " n"]:
-        return self.inner.stop(self.kept.index(k), observation)
+        return self._inner.stop(self._kept.index(k), observation)
 
     def decide(self, k: int, observation: Sequence[float]) -> bool:
-        return self.inner.decide(self.kept.index(k), observation)
+        return self._inner.decide(self._kept.index(k), observation)
 
     def arguments(self) -> dict[str, Any]:
         """Of the rule inside, with its kind and the exits."""
-        return {"kind": type(self.inner).__name__, "kept": list(self.kept), **self.inner.arguments()}
+        return {"kind": type(self._inner).__name__, "kept": list(self._kept), **self._inner.arguments()}
+
+    def _spread(self, kept: Sequence[bool]) -> tuple[bool, ...]:
+        """What holds at the exits kept, and not at the others."""
+        there = dict(zip(self._kept, kept, strict=True))
+        return tuple(there.get(k, False) for k in range(len(self.origin.costs)))
 
     @classmethod
     def restore(cls, origin: Origin, arguments: dict[str, Any]) -> Self:
@@ -61,24 +79,20 @@ class Placed(Rule):
         return cls(origin, inner, kept)
 
 
+@solver
 def placed(
-    trace: Trace,
-    *,
-    price: float | None = None,
-    budget: float | None = None,
-    features: Sequence[str] | None = None,
-    most: int | None = None,
-    seed: int = 0,
-) -> Rule:
+    trace: Trace, *, features: Sequence[str] | None = None, most: int | None = None, seed: int = 0
+) -> Callable[[float], Rule]:
     """The solved rule on the exits that are worth their look, at the trace's costs.
 
     With costs measured at the batch size that is served, this is the rule that the clock follows: at batch 1 a look may
     cost as much as a small block, at batch 256 next to nothing, and the exits kept differ. `dataclasses.replace(trace,
-    costs=latency(network, inputs).relative())` is the same recording at other costs.
+    costs=latency(network, inputs).relative())` is the same recording at other costs. The exits kept are those that pay
+    at the price asked.
 
     Args:
         trace: the fit split.
-        price, budget: as in `solve_at`; exactly one.
+        price, budget: one of them for that rule, neither for the family; see `solver`.
         features: observations to decide on, none with a history. If none are named, the margin, or where the trace has
             none, all without a history.
         most: look at so many exits at most, the last included.
@@ -86,17 +100,15 @@ def placed(
 
     Raises:
         InputError: a feature with a history, or what `place` and `snell` raise.
+
+    Example:
+        >>> rule = od.placed(fit, price=0.05)
+        >>> rule.looks[-1]
+        True
     """
-    return solve_at(trace, placed_family(trace, features=features, most=most, seed=seed), price=price, budget=budget)
-
-
-def placed_family(
-    trace: Trace, *, features: Sequence[str] | None = None, most: int | None = None, seed: int = 0
-) -> Family:
-    """`placed` at any price; the exits kept are those that pay at that price."""
     if features is None:
-        features = ("margin",) if "margin" in trace.features else [f for f in trace.features if f not in HISTORY]
-    if history := [name for name in features if name in HISTORY]:
+        features = ("margin",) if "margin" in trace.features else [f for f in trace.features if not with_history([f])]
+    if history := with_history(features):
         raise InputError(f"{history[0]} refers to the exit before, which a placed rule may not look at; leave it out")
     if not features:
         raise InputError(f"no feature left to decide on: {', '.join(trace.features)} refer to the exit before")

@@ -17,9 +17,10 @@ import numpy as np
 from jaxtyping import Float
 
 from ..errors import InputError
+from ..threads import light
 from ..trace import Trace
+from .family import check_price
 from .posterior import expected_losses
-from .price import check_price
 from .regression import CrossFit, Ramps, shuffled
 from .scale import common_exponent, priced, shrunk
 
@@ -84,15 +85,18 @@ def keep(trace: Trace, exits: Sequence[int]) -> Trace:
         raise InputError(f"exits {tuple(exits)} must rise and lie in 0..{trace.n_exits - 1}")
     _check_own(trace)
     kept = list(exits)
+    told = trace.disagreement if kept[-1] == trace.n_exits - 1 else None
     return replace(
         trace,
         losses=trace.losses[:, kept],
         observations=trace.observations[:, kept],
         posterior_losses=None if trace.posterior_losses is None else trace.posterior_losses[:, kept],
+        disagreement=None if told is None else told[:, kept],
         costs=trace.costs.keep(kept),
     )
 
 
+@light
 def place(trace: Trace, *, price: float, most: int | None = None, seed: int = 0) -> Placement:
     """The exits to keep: the least mean of loss + price x cost, at the trace's costs of trunk, looks and answers.
 

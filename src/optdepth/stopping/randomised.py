@@ -41,7 +41,7 @@ class Randomised:
     """
 
     gains: list[Function]
-    scores: Float[np.ndarray, "N K-1"]
+    scores: Float[np.ndarray, "N D"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ class RandomisedFit:
 
     def __init__(
         self,
-        observations: Float[np.ndarray, "N K-1 F"],
+        observations: Float[np.ndarray, "N D F"],
         kept: Bool[np.ndarray, "G N"],
         judge: Int[np.ndarray, " N"],
         ramps: int,
@@ -84,7 +84,7 @@ class RandomisedFit:
         self.weight = torch.from_numpy(kept / kept.sum(axis=1, keepdims=True)).float()
 
     def fit(
-        self, values: Float[np.ndarray, "N K"], start: Start, barred: Bool[np.ndarray, "N K-1"] | None = None
+        self, values: Float[np.ndarray, "N K"], start: Start, barred: Bool[np.ndarray, "N D"] | None = None
     ) -> Randomised:
         """The stopping time for values Y_k (N, K), every fit in one descent.
 
@@ -135,8 +135,8 @@ class RandomisedFit:
 
 
 def _slopes(
-    scores: Float[Tensor, "K-1 G n"], values: Float[Tensor, "K 1 n"], weight: Float[Tensor, "G n"]
-) -> Float[Tensor, "K-1 G n"]:
+    scores: Float[Tensor, "D G n"], values: Float[Tensor, "D+1 1 n"], weight: Float[Tensor, "G n"]
+) -> Float[Tensor, "D G n"]:
     """∂V_1 / ∂z_k for every fit and sample, times the sample's weight in the fit."""
     stopping = scores.sigmoid()
     going = 1 - stopping

@@ -7,7 +7,7 @@ compete for a target: the one with the least out-of-fold error is taken.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +17,11 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..trace import Trace
+from .immutable import Immutable
+from .kinds import enrol
 from .scale import exponent, shrunk
 
 Array = np.ndarray
@@ -35,32 +37,36 @@ _CHUNK = 8_192
 """Rows at a time where sums are taken in double precision."""
 
 
-class Function(nn.Module, ABC):
-    """A fitted function of one exit's observation: (n, F) -> (n,). Its buffers alone rebuild it."""
+class Function(Immutable):
+    """A fitted function of one exit's observation: (n, F) -> (n,). Its arguments alone rebuild it."""
 
     kinds: ClassVar[dict[str, type[Function]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        Function.kinds[cls.__name__] = cls
+        enrol(Function.kinds, cls)
 
-    def __init__(self, **buffers: Tensor) -> None:
-        super().__init__()
-        for name, value in buffers.items():
-            self.register_buffer(name, value.float())
+    def __init__(self, **numbers: Tensor) -> None:
+        self._names = tuple(numbers)
+        for name, value in numbers.items():
+            setattr(self, f"_{name}", value.detach().to(torch.float32, copy=True))
+
+    def arguments(self) -> dict[str, Tensor]:
+        """What it was made of, in single precision."""
+        return {name: getattr(self, f"_{name}").clone() for name in self._names}
 
     @abstractmethod
-    def forward(self, observation: Float[Tensor, "n F"]) -> Float[Tensor, " n"]: ...
+    def __call__(self, observation: Float[Tensor, "n F"]) -> Float[Tensor, " n"]: ...
 
     def at(self, observation: Sequence[float]) -> float:
         """The function of one observation, given and returned in Python numbers."""
-        return float(self(torch.tensor([observation], device=next(self.buffers()).device)))
+        return float(self(torch.tensor([observation], device=self.device)))
 
 
 def restored(kind: str, prefix: str, arguments: Mapping[str, Any]) -> Function:
-    """The function of a kind whose buffers are in `arguments` under names that start with the prefix."""
-    buffers = {name.removeprefix(prefix): value for name, value in arguments.items() if name.startswith(prefix)}
-    return Function.kinds[kind](**buffers)
+    """The function of a kind whose arguments are among those given, under names that start with the prefix."""
+    numbers = {name.removeprefix(prefix): value for name, value in arguments.items() if name.startswith(prefix)}
+    return Function.kinds[kind](**numbers)
 
 
 class Basis(Protocol):
@@ -113,23 +119,23 @@ class Ramps:
 class Additive(Function):
     """A fitted sum of one function a feature."""
 
-    low: Tensor
-    scale: Tensor
-    weight: Tensor
-    intercept: Tensor
+    _low: Tensor
+    _scale: Tensor
+    _weight: Tensor
+    _intercept: Tensor
 
     def __init__(self, low: Tensor, scale: Tensor, weight: Tensor, intercept: Tensor) -> None:
         super().__init__(low=low, scale=scale, weight=weight, intercept=intercept)
-        rows = zip(self.low.tolist(), self.scale.tolist(), self.weight.tolist(), strict=True)
-        self._curves = [_curve(*row) for row in rows]
-        self._constant = float(self.intercept)
+        rows = zip(self._low.tolist(), self._scale.tolist(), self._weight.tolist(), strict=True)
+        self._curves = tuple(_curve(*row) for row in rows)
+        self._constant = float(self._intercept)
 
-    def forward(self, observation: Float[Tensor, "n F"]) -> Float[Tensor, " n"]:
-        rise = ((observation.unsqueeze(-1) - self.low) * self.scale).clamp(0.0, 1.0)
-        return (rise * self.weight).sum((-2, -1)) + self.intercept
+    def __call__(self, observation: Float[Tensor, "n F"]) -> Float[Tensor, " n"]:
+        rise = ((observation.unsqueeze(-1) - self._low) * self._scale).clamp(0.0, 1.0)
+        return (rise * self._weight).sum((-2, -1)) + self._intercept
 
     def at(self, observation: Sequence[float]) -> float:
-        """`forward` for one sample, in Python numbers: of each feature's ramps only the one it is on is computed."""
+        """The same of one sample, in Python numbers: of each feature's ramps only the one it is on is computed."""
         total = self._constant
         for value, (starts, offsets, slopes) in zip(observation, self._curves, strict=True):
             piece = bisect_right(starts, value) - 1
@@ -196,16 +202,16 @@ class Hinges:
 class Hinged(Function):
     """A fitted network of one hidden layer."""
 
-    least: Tensor
-    most: Tensor
-    weight: Tensor
-    bias: Tensor
-    last: Tensor
-    intercept: Tensor
+    _least: Tensor
+    _most: Tensor
+    _weight: Tensor
+    _bias: Tensor
+    _last: Tensor
+    _intercept: Tensor
 
-    def forward(self, observation: Float[Tensor, "n F"]) -> Float[Tensor, " n"]:
-        inside = observation.clamp(self.least, self.most)
-        return torch.addmm(self.bias, inside, self.weight).relu() @ self.last + self.intercept
+    def __call__(self, observation: Float[Tensor, "n F"]) -> Float[Tensor, " n"]:
+        inside = observation.clamp(self._least, self._most)
+        return torch.addmm(self._bias, inside, self._weight).relu() @ self._last + self._intercept
 
 
 def bases(observation: Float[Array, "N F"], seed: int) -> list[Basis]:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import InputError
+from ..features import with_history
 from ..files import read_json, read_tensors, write_json, write_tensors
 from ..recall import Windows, checked
+from ..samples import Samples
+from ..threads import light
 from ..trace import Costs, Trace
+from .immutable import Immutable
+from .kinds import enrol
 
-_FORMAT, _VERSION = "optdepth.rule", 3
+_FORMAT, _VERSION = "optdepth.rule", 4
+_ROWS, _IDENTITY = "fitted_on.rows", "fitted_on.identity"
+"""Names of what fitted the rule, among its tensors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,14 +36,14 @@ class Origin:
         costs: of the exits, in whose unit the price is.
         network: fingerprint of the network recorded; empty for a trace without one.
         price: loss that one unit of cost is worth; None for a rule that no price was needed for.
-        fitted_on: digest of the samples that fitted the rule.
+        fitted_on: the samples that fitted the rule, and so may not judge it; none for a rule made by hand.
         recall: which exits answer at each exit; see `optdepth.recall`.
     """
 
     costs: Costs
     network: str = ""
     price: float | None = None
-    fitted_on: str = ""
+    fitted_on: Samples = field(default_factory=Samples)
     recall: Windows = ()
 
     def __post_init__(self) -> None:
@@ -46,14 +52,28 @@ class Origin:
     @classmethod
     def of(cls, trace: Trace, price: float | None = None) -> Self:
         """The origin of a rule that this trace fits at this price."""
-        return cls(trace.costs, trace.network, price, samples_digest(trace), trace.recall)
+        return cls(trace.costs, trace.network, price, trace.samples, trace.recall)
+
+    def check_unused(self, trace: Trace) -> None:
+        """Refuses to be judged by samples that fitted the rule."""
+        if shared := self.fitted_on.overlap(trace.samples):
+            raise InputError(
+                f"{shared:,} of these samples fitted the rule, so they cannot judge it; judge it on another split "
+                f"(they are the same {self.fitted_on.alike(trace.samples)})"
+            )
 
 
-class Rule(nn.Module, ABC):
+class Rule(Immutable):
     """A stopping rule: at each exit, from what may be seen there, stop or go on.
 
-    A rule is small, holds its numbers as buffers (so `.to(device)` moves it), and decides for a batch at a time. The
-    last exit always stops and is never asked.
+    A rule is small and immutable, and decides for a batch at a time. Up to `last` it is asked at the exits that it
+    looks at; there all stop, and it is not asked. A rule of your own defines `stop` and `arguments`, and what else
+    differs from what stands here.
+
+    Example:
+        >>> od.placed(fit, price=0.05).save("rule")
+        >>> od.Rule.load("rule").origin.price
+        0.05
     """
 
     kinds: ClassVar[dict[str, type[Rule]]] = {}
@@ -63,10 +83,9 @@ class Rule(nn.Module, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        Rule.kinds[cls.__name__] = cls
+        enrol(Rule.kinds, cls)
 
     def __init__(self, origin: Origin, features: Sequence[str]) -> None:
-        super().__init__()
         self.origin = origin
         self.features = tuple(features)
 
@@ -76,7 +95,15 @@ class Rule(nn.Module, ABC):
 
     def decide(self, k: int, observation: Sequence[float]) -> bool:
         """`stop` for a single sample, whose features are Python numbers: quicker than tensors of one element."""
-        return bool(self.stop(k, torch.tensor([observation], device=next(self.buffers(), torch.empty(0)).device)))
+        return bool(self.stop(k, torch.tensor([observation], device=self.device)))
+
+    def score(self, k: int, observation: Float[Tensor, "n F"]) -> Float[Tensor, " n"]:
+        """What going on at exit k is worth, continuous in the observation: `stop` where it is not positive.
+
+        Raises:
+            InputError: the kind of rule has none; its stop region has no boundary to find.
+        """
+        raise InputError(f"a rule of kind {type(self).__name__} has no score to find the zero of; use snell")
 
     @abstractmethod
     def arguments(self) -> dict[str, Any]:
@@ -88,12 +115,32 @@ class Rule(nn.Module, ABC):
         return cls(origin, **arguments)
 
     @property
+    def last(self) -> int:
+        """The exit where all stop."""
+        return len(self.origin.costs) - 1
+
+    @property
     def looks(self) -> tuple[bool, ...]:
         """Which exits the rule looks at; it passes the others by, and what looking costs there is not paid."""
         return (True,) * len(self.origin.costs)
 
+    @property
+    def decides(self) -> tuple[bool, ...]:
+        """Where it looks to decide; at other exits that it looks at, it is for what later answers recall."""
+        return self.looks
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The exits that it was solved between: all of them, or those that were kept."""
+        return tuple(range(len(self.origin.costs)))
+
+    @property
+    def inner(self) -> Rule:
+        """The rule between `kept` alone."""
+        return self
+
     def check(self, network: str, n_exits: int) -> None:
-        """Refuses another network, or a trace of another number of exits."""
+        """Refuses another network, a trace of another number of exits, and a history of exits not looked at."""
         if n_exits != len(self.origin.costs):
             raise InputError(f"the rule decides between {len(self.origin.costs)} exits, but here are {n_exits}")
         if network and self.origin.network and network != self.origin.network:
@@ -101,19 +148,22 @@ class Rule(nn.Module, ABC):
                 f"the rule was solved for network {self.origin.network}, this is network {network}; "
                 "record this network and solve again"
             )
+        if not all(self.looks[: self.last]) and (history := with_history(self.features)):
+            raise InputError(f"{history[0]} refers to the exit before, which the rule does not look at; leave it out")
 
     def stopped_at(self, trace: Trace) -> Int[np.ndarray, " N"]:
         """The exit (0-based) at which each sample of a trace stops."""
         return first_stop(self.stops(trace))
 
+    @light
     def stops(self, trace: Trace) -> Bool[np.ndarray, "N K-1"]:
-        """Where the rule would stop each sample if it came there; nowhere at exits that it does not look at."""
+        """Where the rule would stop each sample if it came there; nowhere at exits that it does not decide at."""
         self.check(trace.network, trace.n_exits)
-        device = next(self.buffers(), torch.empty(0)).device
         columns = torch.from_numpy(trace.columns(self.features))
         stops = np.zeros((len(trace), trace.n_exits - 1), dtype=bool)
-        for k in np.flatnonzero(self.looks[:-1]):
-            stops[:, k] = self.stop(int(k), columns[:, k].to(device)).cpu().numpy()
+        for k in np.flatnonzero(self.decides[: self.last]):
+            stops[:, k] = self.stop(int(k), columns[:, k].to(self.device)).cpu().numpy()
+        stops[:, self.last :] = True
         return stops
 
     def save(self, folder: str | Path) -> None:
@@ -121,11 +171,14 @@ class Rule(nn.Module, ABC):
         arguments = self.arguments()
         tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
         plain = {name: value for name, value in arguments.items() if name not in tensors}
-        origin = asdict(self.origin)
-        costs = {name: np.asarray(v).tolist() for name, v in origin.pop("costs").items()}
+        costs = {name: np.asarray(value).tolist() for name, value in vars(self.origin.costs).items()}
+        origin = {name: getattr(self.origin, name) for name in ("network", "price", "recall")}
+        fitted_on = self.origin.fitted_on
+        used = {_ROWS: torch.from_numpy(fitted_on.rows), _IDENTITY: torch.from_numpy(fitted_on.identity)}
         about = {"format": _FORMAT, "version": _VERSION, "kind": type(self).__name__}
-        write_tensors(Path(folder) / "rule.safetensors", tensors, about)
-        write_json(Path(folder) / "rule.json", about | {"arguments": plain, "costs": costs, "origin": origin})
+        write_tensors(Path(folder) / "rule.safetensors", tensors | used, about)
+        about |= {"arguments": plain, "costs": costs, "origin": origin, "source": fitted_on.source}
+        write_json(Path(folder) / "rule.json", about)
 
     @staticmethod
     def load(folder: str | Path) -> Rule:
@@ -136,7 +189,8 @@ class Rule(nn.Module, ABC):
         if about.get("kind") not in Rule.kinds:
             raise InputError(f"{folder} holds a rule of kind {about.get('kind')!r}, which this optdepth lacks")
         try:
-            origin = Origin(Costs(**about["costs"]), **about["origin"])
+            fitted_on = Samples(about["source"], tensors.pop(_ROWS).numpy(), tensors.pop(_IDENTITY).numpy())
+            origin = Origin(Costs(**about["costs"]), fitted_on=fitted_on, **about["origin"])
             return Rule.kinds[about["kind"]].restore(origin, {**about["arguments"], **tensors})
         except (KeyError, TypeError) as error:
             raise InputError(f"{folder} holds a damaged rule ({error}); solve it again") from None
@@ -152,9 +206,17 @@ class FixedDepth(Rule):
         self.exit = exit
 
     @property
+    def last(self) -> int:
+        return self.exit
+
+    @property
     def looks(self) -> tuple[bool, ...]:
         first, last = self.origin.recall[self.exit] if self.origin.recall else (self.exit, self.exit)
         return tuple(k == self.exit or first <= k <= last for k in range(len(self.origin.costs)))
+
+    @property
+    def decides(self) -> tuple[bool, ...]:
+        return tuple(k == self.exit for k in range(len(self.origin.costs)))
 
     def stop(self, k: int, observation: Float[Tensor, "n F"]) -> Bool[Tensor, " n"]:
         return torch.full((len(observation),), k == self.exit, device=observation.device)
@@ -167,9 +229,3 @@ def first_stop(stops: Bool[np.ndarray, "N K-1"]) -> Int[np.ndarray, " N"]:
     """The first exit at which each sample stops; the last exit, K - 1, where none does."""
     exits: Int[np.ndarray, " N"] = np.where(stops.any(axis=1), stops.argmax(axis=1), stops.shape[1])
     return exits
-
-
-def samples_digest(trace: Trace) -> str:
-    """Names a set of samples: their source and rows, whatever their order."""
-    rows = np.sort(trace.rows)
-    return hashlib.blake2b(trace.source.encode() + rows.tobytes(), digest_size=8).hexdigest()

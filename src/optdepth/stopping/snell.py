@@ -20,10 +20,10 @@ from jaxtyping import Bool, Float
 from ..errors import InputError
 from ..trace import Trace
 from .baselines import Threshold, common_cut, exit_cuts
+from .family import solver
 from .gain import GainRule, frugal
 from .money import InTheMoney
 from .posterior import expected_losses
-from .price import Family, solve_at
 from .randomised import RandomisedFit, Start
 from .regression import FOLDS, Additive, Function, Regression, bases, shuffled
 from .rule import Origin, Rule, first_stop
@@ -39,32 +39,26 @@ _FEW = 5_000
 """Samples that rules of few parameters are fitted on."""
 
 
-def snell(
-    trace: Trace,
-    *,
-    price: float | None = None,
-    budget: float | None = None,
-    features: Sequence[str] | None = None,
-    seed: int = 0,
-) -> Rule:
+@solver
+def snell(trace: Trace, *, features: Sequence[str] | None = None, seed: int = 0) -> Callable[[float], Rule]:
     """The solved rule: the least mean of loss + price x cost that the observations allow.
 
     Args:
         trace: the fit split; the rule is to be judged on another.
-        price, budget: as in `solve_at`; exactly one.
+        price, budget: one of them for that rule, neither for the family; see `solver`.
         features: observations to decide on. If none are named, margin, entropy and streak where the trace has them: the
-            others of `observe.FEATURES` say little more, and every feature is time on the clock at each look. All there
-            are where it has not, as on a trace without a network.
+            others say little more, and every feature is time on the clock at each look (`features.frugal_features`).
+            All there are where it has not, as on a trace without a network.
         seed: of the folds, and of the random parts of regressions.
 
     Raises:
         InputError: fewer than 50 samples, or a feature that the trace lacks.
+
+    Example:
+        >>> od.snell(fit, price=0.05).origin.price
+        0.05
+        >>> family = od.snell(fit)  # every price, with the samples that fitted it
     """
-    return solve_at(trace, snell_family(trace, features=features, seed=seed), price=price, budget=budget)
-
-
-def snell_family(trace: Trace, *, features: Sequence[str] | None = None, seed: int = 0) -> Family:
-    """`snell` at any price, the trace made ready once."""
     if len(trace) < _LEAST:
         raise InputError(f"{len(trace)} samples are too few to solve on; {_LEAST} is the least")
     return _Solver(trace, tuple(features or frugal(trace)), seed).at
@@ -107,12 +101,12 @@ class _Solver:
         rule = self._best(weighed(self.losses, self.paid, price), self.worthless & free)(origin)
         return InTheMoney(origin, rule, self.trace.reward, free.tolist()) if self.rewarded and free.any() else rule
 
-    def _free(self, price: float) -> Bool[Array, " K-1"]:
+    def _free(self, price: float) -> Bool[Array, " D"]:
         """At which exits going on costs nothing, however far."""
         dearest_behind = np.maximum.accumulate(self.paid[:0:-1])[::-1]
         return (dearest_behind <= self.paid[:-1]) | (price == 0)
 
-    def _best(self, values: Float[Array, "N K"], barred: Bool[Array, "N K-1"]) -> Callable[[Origin], Rule]:
+    def _best(self, values: Float[Array, "N K"], barred: Bool[Array, "N D"]) -> Callable[[Origin], Rule]:
         """The randomised stopping time, unless another's cross-fitted value is better by more than a standard error.
 
         The lead is paired, sample by sample. Without the margin, noise would pick among rules that are nearly equal.
@@ -138,7 +132,7 @@ class _Solver:
                 best = rival
         return best[1]
 
-    def _randomised(self, values: Float[Array, "N K"], start: Start, barred: Bool[Array, "N K-1"]) -> Candidate:
+    def _randomised(self, values: Float[Array, "N K"], start: Start, barred: Bool[Array, "N D"]) -> Candidate:
         """The stopping time fitted at all exits at once, and then made deterministic."""
         found = self.randomised.fit(values[: self.few], start, barred[: self.few] if self.rewarded else None)
         stops = [found.scores >= 0]
@@ -148,7 +142,7 @@ class _Solver:
         stopped = np.concatenate(stops) & ~barred
         return _values(values, stopped), lambda origin: GainRule(origin, self.features, found.gains)
 
-    def _induction(self, values: Float[Array, "N K"], barred: Bool[Array, "N K-1"]) -> Candidate:
+    def _induction(self, values: Float[Array, "N K"], barred: Bool[Array, "N D"]) -> Candidate:
         """Backward induction: at each exit regress what stopping would cost above the rule already fitted behind it.
 
         Each sample is continued by fits that never saw it, so the regressions do not feed on their own errors.
@@ -180,18 +174,18 @@ class _Solver:
         flat = torch.zeros(len(self.features), 1)
         return Additive(low=flat, scale=flat, weight=flat, intercept=torch.tensor(1.0))
 
-    def _score(self, feature: int, below: bool, barred: Bool[Array, "n K-1"]) -> Float[Array, "n K-1"]:
+    def _score(self, feature: int, below: bool, barred: Bool[Array, "n D"]) -> Float[Array, "n D"]:
         """A feature turned so that high values stop; -inf, which never does, where stopping is barred."""
         seen = self.seen[: len(barred), :, feature]
         return np.where(barred, np.float32(-np.inf), -seen if below else seen)
 
-    def _screened(self, values: Float[Array, "n K"], barred: Bool[Array, "N K-1"]) -> tuple[int, bool]:
+    def _screened(self, values: Float[Array, "n K"], barred: Bool[Array, "N D"]) -> tuple[int, bool]:
         """The feature, and its side, that a common threshold does best on."""
         sides = [(f, below) for f in range(len(self.features)) for below in (False, True)]
         barred = barred[: self.few]
         return min(sides, key=lambda side: common_cut(self._score(side[0], side[1], barred), values)[1])
 
-    def _threshold(self, start: Start, score: Array, values: Array, cuts: Float[Array, "G K-1"]) -> Candidate:
+    def _threshold(self, start: Start, score: Array, values: Array, cuts: Float[Array, "G D"]) -> Candidate:
         """Thresholds on the screened feature; row 0 of the cuts is of all of the few samples."""
         build = lambda origin: Threshold(  # noqa: E731 - a candidate is a value and what builds it
             origin, self.features[start.feature], torch.from_numpy(-cuts[0] if start.below else cuts[0]), start.below
@@ -199,5 +193,5 @@ class _Solver:
         return _values(values, score >= cuts[self.judge]), build
 
 
-def _values(values: Float[Array, "N K"], stops: Bool[Array, "N K-1"]) -> Float[Array, " N"]:
+def _values(values: Float[Array, "N K"], stops: Bool[Array, "N D"]) -> Float[Array, " N"]:
     return values[np.arange(len(values)), first_stop(stops)]

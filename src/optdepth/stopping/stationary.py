@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from scipy.linalg import cho_factor, cho_solve
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import InputError
+from ..threads import light
 from ..trace import Costs, Trace
 from .posterior import expected_losses
 from .regression import Function, Ramps, restored
@@ -51,34 +52,36 @@ class Stationary(Rule):
         gain: fitted E[L | s] - (price c + E[U' | s]).
         loss: fitted E[L | s].
         spread: largest less least loss, sup L - inf L, recorded.
+
+    Attributes:
+        limit: steps after which the rule stops whatever it sees: bound (A) of theory section 5, at its worst. What the
+            optimum still spends from a state on is (E[L | s] - inf L) / price on average, or less. A sample that has
+            spent (sup L - inf L) / price since the first exit has paid as much as any answer could gain it.
     """
 
     def __init__(self, origin: Origin, features: Sequence[str], gain: Function, loss: Function, spread: float) -> None:
         super().__init__(origin, features)
+        if origin.price is None:
+            raise InputError("a stationary rule is of a price, which sets its limit; its origin has none")
         self.gain, self.loss, self.spread = gain, loss, spread
+        self.limit = 1 + math.ceil(spread / (origin.price * step_cost(origin.costs)))
 
     @property
-    def limit(self) -> int:
-        """Steps after which the rule stops whatever it sees: bound (A) of theory section 5, at its worst.
-
-        What the optimum still spends from a state on is (E[L | s] - inf L) / price on average, or less. A sample that
-        has spent (sup L - inf L) / price since the first exit has paid as much as any answer could gain it.
-        """
-        assert self.origin.price is not None
-        return 1 + math.ceil(self.spread / (self.origin.price * step_cost(self.origin.costs)))
+    def last(self) -> int:
+        return min(self.limit, len(self.origin.costs)) - 1
 
     def stop(self, k: int, observation: Float[Tensor, "n F"]) -> Bool[Tensor, " n"]:
-        gain: Tensor = self.gain(observation)
-        return gain <= 0 if k + 1 < self.limit else torch.ones_like(gain, dtype=torch.bool)
+        return self.gain(observation) <= 0
 
     def decide(self, k: int, observation: Sequence[float]) -> bool:
         return self.gain.at(observation) <= 0
 
+    def score(self, k: int, observation: Float[Tensor, "n F"]) -> Float[Tensor, " n"]:
+        return self.gain(observation)
+
     def value(self, observation: Float[Tensor, "n F"]) -> Float[Tensor, " n"]:
         """U: the least mean of the loss and price x cost still to come, (n,), in units of loss."""
-        loss: Tensor = self.loss(observation)
-        gain: Tensor = self.gain(observation)
-        return loss - gain.clamp(min=0)
+        return self.loss(observation) - self.gain(observation).clamp(min=0)
 
     def over(self, costs: Costs, network: str | None = None) -> Stationary:
         """The same rule for another number of steps, each at the cost that it was solved for.
@@ -102,8 +105,8 @@ class Stationary(Rule):
         super().check(network, n_exits)
 
     def arguments(self) -> dict[str, Any]:
-        parts: dict[str, nn.Module] = {"gain": self.gain, "loss": self.loss}
-        tensors = {f"{p}.{name}": value for p, part in parts.items() for name, value in part.named_buffers()}
+        parts = {"gain": self.gain, "loss": self.loss}
+        tensors = {f"{p}.{name}": value for p, part in parts.items() for name, value in part.arguments().items()}
         return {"features": list(self.features), "spread": self.spread, **tensors}
 
     @classmethod
@@ -158,6 +161,7 @@ class StationarySolution:
                 )
 
 
+@light
 def stationary(
     trace: Trace, *, price: float, features: Sequence[str] | None = None, seed: int = 0
 ) -> StationarySolution:
@@ -174,6 +178,12 @@ def stationary(
 
     Raises:
         InputError: steps that cost nothing or not the same, a price that is not positive, or too few pairs.
+
+    Example:
+        >>> steps = 0.5 ** np.arange(12) * np.random.default_rng(0).uniform(0.5, 1.5, (500, 1))
+        >>> walk = od.Trace(steps, steps[:, :, None], od.Costs.of(np.arange(1.0, 13.0)))
+        >>> od.stationary(walk, price=0.05).status
+        'converged'
     """
     step = step_cost(trace.costs)
     if not (np.isfinite(price) and price > 0 and step > 0):

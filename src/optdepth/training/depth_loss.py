@@ -234,6 +234,10 @@ class DepthLoss:
     Raises:
         InputError: a price that is negative or that no part uses, no part, a weight that is not positive, a share
             outside [0, 1), or parts that stop by a head and by a rule.
+
+    Example:
+        >>> from optdepth.training import DeepSupervision
+        >>> loss = od.DepthLoss(parts=((1.0, DeepSupervision("equal")),), distillation=0.0)
     """
 
     price: float = 0.0

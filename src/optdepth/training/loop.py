@@ -9,7 +9,7 @@ import pickle
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -32,11 +32,13 @@ from ..files import write_atomically, write_json
 from ..networks.staged import StagedNetwork
 from ..splits import Splits
 from ..tasks import TaskLoss, cross_entropy
+from ..threads import ThreadChoice, chosen, said
 from .depth_loss import DepthLoss
 from .objective import Objective
+from .rehearsal import rehearsal
 
 CHECKPOINT, RECORD, NETWORK = "checkpoint.pt", "training.json", "network"
-FORMAT, VERSION = "optdepth.checkpoint", 1
+FORMAT, VERSION = "optdepth.checkpoint", 2
 Schedule = Literal["one-cycle", "cosine"]
 Optimizer = Literal["sgd", "adamw"]
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
@@ -80,13 +82,14 @@ class Settings:
 @dataclass(frozen=True)
 class Epoch:
     """One epoch: each exit's mean loss while training, price at its end, each exit's accuracy on the fit split
-    (none where the task is not classification), seconds.
+    (none where the task is not classification), seconds, threads of torch.
     """
 
     losses: tuple[float, ...]
     price: float
     accuracy: tuple[float, ...]
     seconds: float
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,10 @@ def train(
     one process of the same machine ends with the same bits. Started by `torchrun` or `accelerate launch`,
     several processes share every batch.
 
+    It runs on as many threads as pay for a step, tried at the start, or on the user's own number (`threads.py`), and
+    each epoch says on how many. Gradients summed by another number differ in the last bits: so a run goes on with the
+    number it had, unless the user has set another.
+
     Args:
         network: ends on the device it was trained on, in evaluation mode.
         data: its train split trains; its fit split (at most 5,000 samples) shows progress, and fits the rule of a loss
@@ -152,6 +159,12 @@ def train(
         InputError: settings out of range, or other than those of the run to resume; a damaged checkpoint; a
             batch or a loss with NaN or inf.
         KeyboardInterrupt: with a message that says how to go on.
+
+    Example:
+        >>> small = od.resnet(8, classes=10, channels=1, width=4, seed=0)
+        >>> history = od.train(small, data, loss=od.DepthLoss(), epochs=1, seed=0, out="run")
+        >>> len(history.epochs)
+        1
     """
     if lr is None and optimizer != "sgd":
         raise InputError(f"optimizer={optimizer!r} needs lr=: 5e-5 is usual to fine-tune a transformer")
@@ -178,7 +191,9 @@ def train(
     try:
         run = _Run(accelerator, settings, network, data, loss, task, Path(out))
         done = run.load() if resume else []
-        with run.bar(shown=progress, done=len(done)) as advance:
+        with run.threads(done), run.bar(shown=progress, done=len(done)) as advance:
+            if done:
+                run.catch_up(done[-1].price)
             for epoch in range(len(done), epochs):
                 done.append(run.epoch(epoch, advance))
                 run.save(done)
@@ -228,6 +243,16 @@ class _Run:
         optimizer = _optimizer(objective, settings)
         self.model, self.optimizer, self.loader = accelerator.prepare(objective, optimizer, loader)
 
+    def threads(self, done: list[Epoch]) -> AbstractContextManager[int]:
+        """The threads to train on: those of the epochs done, if there are so many here; else as many as pay."""
+        if done and done[-1].threads <= torch.get_num_threads():
+            return chosen(done[-1].threads)
+        size, device = self.settings.batch_size // self.settings.processes, self.accelerator.device
+        part: Subset[Any] = Subset(self.data.splits["train"], range(size))  # type: ignore[arg-type]
+        held, labels = tree_map(lambda tensor: tensor.to(device), next(iter(DataLoader(part, size))))
+        step = rehearsal(self.accelerator.unwrap_model(self.model), self.loss.price_at(0.0))
+        return ThreadChoice().running("training steps", (self.data.inputs(held), labels), step)
+
     def epoch(self, epoch: int, advance: Callable[[str], None]) -> Epoch:
         """One pass over the train split. All its randomness comes from (seed, epoch, process)."""
         begin, settings, device = time.monotonic(), self.settings, self.accelerator.device
@@ -236,6 +261,8 @@ class _Run:
         generator = torch.Generator(device).manual_seed(crops)
         total = torch.zeros(len(self.network.exits), device=device)
         self.model.train()
+        threads = torch.get_num_threads()
+        label = f"epoch {epoch + 1}/{settings.epochs} on {said(threads)}"
         with torch.random.fork_rng():
             torch.manual_seed(other)  # for modules that draw: dropout, stochastic depth
             for step, (held, labels) in enumerate(self.loader):
@@ -246,7 +273,7 @@ class _Run:
                 losses = self._step(inputs, labels, done)
                 _finite(losses, f"the loss {where} is NaN or inf: give a smaller lr than {settings.lr:g}")
                 total += losses.mean(0)
-                advance(f"epoch {epoch + 1}/{settings.epochs}, loss {losses[:, -1].mean():.3f}{self.shown}")
+                advance(f"{label}, loss {losses[:, -1].mean():.3f}{self.shown}")
         means = self.accelerator.reduce(total / self.steps, "mean")
         price = self.loss.price_at((epoch + 1) / settings.epochs)
         accuracy: tuple[float, ...] = ()
@@ -255,7 +282,7 @@ class _Run:
             self._solve_rule(logits, targets, price)
             accuracy = tuple(float((answer.argmax(1) == targets).float().mean()) for answer in logits)
             self.shown = f", accuracy {accuracy[0]:.1%} at the first exit, {accuracy[-1]:.1%} at the last"
-        return Epoch(tuple(means.tolist()), price, accuracy, time.monotonic() - begin)
+        return Epoch(tuple(means.tolist()), price, accuracy, time.monotonic() - begin, threads)
 
     def _step(self, inputs: Inputs, labels: Tensor, done: float) -> Float[Tensor, "n K"]:
         """One update; `done` is the share of the training before it. Returns the losses."""
@@ -330,11 +357,12 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        done = [Epoch(**epoch) for epoch in state["epochs"]]
+        return [Epoch(**epoch) for epoch in state["epochs"]]
+
+    def catch_up(self, price: float) -> None:
+        """Solves the rule of the last epoch: it is not in the checkpoint, for it is what the network's answers give."""
         if "rule" in self.loss.needs:
-            # The rule is not in the checkpoint: it is what this network's answers give.
-            self._solve_rule(*self._fit_answers(), done[-1].price)
-        return done
+            self._solve_rule(*self._fit_answers(), price)
 
     def finish(self, done: list[Epoch]) -> History:
         """Write the record and the network."""
@@ -345,7 +373,6 @@ class _Run:
                 "torch": torch.__version__,
                 "accelerate": accelerate.__version__,
                 "device": str(self.accelerator.device),
-                "threads": torch.get_num_threads(),
             }
             write_json(self.out / RECORD, {**dataclasses.asdict(history), "machine": machine})
             if self.network.config is not None:

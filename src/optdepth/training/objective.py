@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..batch import Inputs, State, hidden
 from ..errors import InputError
-from ..networks.staged import StagedNetwork, residual_size
-from ..observe import Observer
+from ..features import Observer, residual_size
+from ..networks.staged import StagedNetwork
 from ..stopping.snell import snell
 from ..tasks import TaskLoss, cross_entropy, losses_of
 from ..trace import Costs, Trace

@@ -1,0 +1,202 @@
+"""Run: one folder about one network on one data set, and what must agree in it before a step goes on.
+
+run.json             what the run is: data, network, seed, and every command that touched it
+splits.safetensors   which samples the splits hold, written down before the training
+network/             the trained network            training.json    how it was trained
+traces/SPLIT.safetensors                            rules/NAME/      one folder a rule
+evaluation.json      rules judged on the test split report.html      the page to look at
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .carving import Carving
+from .data import Data, load_data, reload_data
+from .errors import InputError
+from .files import read_json, write_json
+from .networks import StagedNetwork, load_network
+from .stopping.methods import METHODS
+from .stopping.rule import Rule
+from .trace import Costs, Trace
+
+_FORMAT, _VERSION = "optdepth.run", 2
+_JUDGED, _JUDGED_VERSION = "optdepth.evaluation", 2
+SPLITS = ("fit", "certify", "test")
+CERTIFIED = "certified"
+"""Name of the rule that was certified last."""
+_START = "start with `optdepth train`"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder that holds everything about one network on one data set.
+
+    What is read from it is compared with the rest: traces with the network and the splits, rules with the network, and
+    with the samples and the costs that they were solved on, what was judged with the traces.
+    """
+
+    folder: Path
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What `run.json` says."""
+        return read_json(self.folder / "run.json", format=_FORMAT, version=_VERSION, make_it=_START)
+
+    def begin(self, data: str, seed: int, image_size: int | None) -> Data:
+        """The data of a new run, whose splits are written down once they could be read; or of the one in the folder.
+
+        Raises:
+            InputError: the folder holds a run on other data, or the data cannot be read, or are not what they were.
+        """
+        settings = {"format": _FORMAT, "version": _VERSION, "data": data, "seed": seed, "image_size": image_size}
+        there = self.settings if (self.folder / "run.json").is_file() else settings
+        for key, value in settings.items():
+            if there.get(key) != value:
+                raise InputError(
+                    f"{self.folder} holds a run with {key} {there.get(key)!r}, not {value!r}; "
+                    "give another folder with --out, or delete this one"
+                )
+        if there is not settings:
+            return self.data()
+        loaded = load_data(data, seed=seed, image_size=image_size)
+        loaded.carving().save(self.folder / "splits.safetensors")
+        write_json(self.folder / "run.json", settings | {"commands": []})
+        return loaded
+
+    def note(self, command: str) -> None:
+        """Adds a command line, once it has succeeded, to those that made this run."""
+        settings = self.settings
+        if command not in settings["commands"]:
+            settings["commands"].append(command)
+            write_json(self.folder / "run.json", settings)
+
+    def carving(self) -> Carving:
+        """Which samples each split holds."""
+        return Carving.load(self.folder / "splits.safetensors", make_it=_START)
+
+    def data(self) -> Data:
+        """The data, in the very splits that the training began with.
+
+        Raises:
+            InputError: the source no longer holds these samples, or holds more.
+        """
+        settings = self.settings
+        return reload_data(settings["data"], self.carving(), image_size=settings["image_size"])
+
+    def network(self) -> StagedNetwork:
+        """The trained network, in evaluation mode."""
+        return load_network(self.folder / "network").to(_device())
+
+    def record(self, traces: Mapping[str, Trace]) -> None:
+        """Takes the traces of all splits in place of those there, or, if interrupted, of none."""
+        beside, there, old = (self.folder / name for name in (".traces.new", "traces", ".traces.old"))
+        for left in (beside, old):
+            shutil.rmtree(left, ignore_errors=True)
+        for split, trace in traces.items():
+            trace.save(beside / f"{split}.safetensors")
+        if there.exists():
+            there.rename(old)
+        beside.rename(there)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def traces(self) -> dict[str, Trace]:
+        """The trace of each split.
+
+        Raises:
+            InputError: one is missing, or of another network or other samples than the run's, or at other costs than
+                the rest.
+        """
+        carving, network, again = self.carving(), self.network().fingerprint(), self._step("record")
+        found: dict[str, Trace] = {}
+        for split in SPLITS:
+            trace = found[split] = Trace.load(self.folder / "traces" / f"{split}.safetensors")
+            if trace.network != network:
+                raise InputError(
+                    f"the {split} trace is of network {trace.network}, {self.folder} now holds {network}: {again}"
+                )
+            if trace.source != carving.source or not np.array_equal(trace.rows, carving.rows[split]):
+                raise InputError(f"the {split} trace is not of the {split} split that {self.folder} holds: {again}")
+            if not _same(trace.costs, found["fit"].costs):
+                raise InputError(
+                    f"costs of the {split} trace are in {trace.costs.unit}, of the fit trace in "
+                    f"{found['fit'].costs.unit}, or differ: {again}"
+                )
+        return found
+
+    def rules(self) -> dict[str, Rule]:
+        """The rules solved so far, by name.
+
+        Raises:
+            InputError: there is none, or one was solved for another network, at other costs, or on other samples than
+                the fit trace has, or what `traces` raises.
+        """
+        folders = sorted(path.parent for path in (self.folder / "rules").glob("*/rule.json"))
+        if not folders:
+            raise InputError(f"no rules in {self.folder / 'rules'}; run `optdepth solve {self.folder}` first")
+        found = {folder.name.replace("-", " "): Rule.load(folder) for folder in folders}
+        fit = self.traces()["fit"]
+        for name, rule in found.items():
+            self._check(name, rule, fit)
+        return {name: found[name] for name in sorted(found, key=_order)}
+
+    def judge(self, result: Mapping[str, Any], trace: Trace) -> None:
+        """Writes `evaluation.json`: what the rules did on the test trace."""
+        about = {"format": _JUDGED, "version": _JUDGED_VERSION, "network": trace.network}
+        write_json(self.folder / "evaluation.json", {**about, **result})
+
+    def judged(self, trace: Trace) -> dict[str, Any] | None:
+        """What `evaluation.json` says; none where nothing was evaluated.
+
+        Raises:
+            InputError: it is of another network, or at other costs, than the test trace.
+        """
+        path, again = self.folder / "evaluation.json", self._step("evaluate")
+        if not path.is_file():
+            return None
+        judged = read_json(path, format=_JUDGED, version=_JUDGED_VERSION, make_it=again)
+        for what, here in (("network", trace.network), ("unit", trace.costs.unit)):
+            if judged.get(what) != here:
+                raise InputError(f"{path} has {what} {judged.get(what)}, the test trace {here}: {again}")
+        return judged
+
+    def _check(self, name: str, rule: Rule, fit: Trace) -> None:
+        rule.check(fit.network, fit.n_exits)
+        origin, samples = rule.origin, fit.samples
+        price = "" if origin.price is None else f" --price {origin.price:.6g}"
+        again = self._step("certify" if name == CERTIFIED else "solve")
+        again += "" if name == CERTIFIED else f"{price} --method {shlex.quote(name)}"
+        again += f", or delete {self.folder / 'rules' / name.replace(' ', '-')}"
+        if not _same(origin.costs, fit.costs):
+            raise InputError(
+                f"rule {name!r} was solved at costs in {origin.costs.unit}, the traces have them in {fit.costs.unit}, "
+                f"or they differ: {again}"
+            )
+        used = origin.fitted_on
+        if len(used) and (used.source != samples.source or not np.isin(used.rows, samples.rows).all()):
+            raise InputError(f"rule {name!r} was not fitted on the fit split that {self.folder} holds: {again}")
+
+    def _step(self, command: str) -> str:
+        return f"run optdepth {command} {shlex.quote(str(self.folder))}"
+
+
+def _same(costs: Costs, others: Costs) -> bool:
+    """Whether the two are the same numbers in the same unit."""
+    numbers = [np.array_equal(getattr(costs, name), getattr(others, name)) for name in ("reach", "look", "answer")]
+    return costs.unit == others.unit and all(numbers)
+
+
+def _order(name: str) -> int:
+    return list(METHODS).index(name) if name in METHODS else len(METHODS)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
