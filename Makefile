@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 	$(BIN)/optdepth demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --randomly-seed=1
 
 matrix: $(INSTALLED)
 	$(BIN)/python tests/matrix.py $(ROWS)

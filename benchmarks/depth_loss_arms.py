@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from optdepth.networks.resnet import Heads
 from optdepth.training import (
     DeepSupervision,
     DepthLoss,
@@ -46,7 +45,7 @@ def _with(part: Part, price: float) -> DepthLoss:
     return DepthLoss(price, ((1.0, DeepSupervision(0.0)), (0.2, part)), distillation=TAUGHT.distillation)
 
 
-EARLY: dict[str, tuple[str, Literal["linear", "conv", "branch"], DepthLoss]] = {
+EARLY: dict[str, tuple[str, str, DepthLoss]] = {
     "light-1": ("1% of the trunk's gradient to each early exit, linear heads", "linear", _share(0.01)),
     "light-5": ("5% of the trunk's gradient to each early exit, linear heads", "linear", _share(0.05)),
     "even": ("balanced deep supervision, linear heads", "linear", _balanced(DeepSupervision("equal"))),
@@ -118,7 +117,7 @@ class Arm:
 
     what: str
     kind: Literal["scratch", "frozen", "long", "late", "trunk", "cascade"] = "scratch"
-    heads: Heads | Literal["none"] = "linear"
+    heads: str = "linear"
     loss: DepthLoss = LAST
     start: str = ""
     members: tuple[str, ...] = ()

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 from engine_networks import Subject
 from engine_rivals import plain_onnx
 from optdepth.batch import Inputs
-from optdepth.export.onnx import export
+from optdepth.export.bundle import export
 from optdepth.export.runtime import Runtime
 from optdepth.inference.clock import times
 from optdepth.stopping.placed import placed

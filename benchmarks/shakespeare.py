@@ -114,7 +114,7 @@ def trained(
     example, out = next(data.batches("train", 4))[0], runs / f"llama-{early}-{seed}"
     if (out / "training.json").is_file():
         return model, od.load_network(out / "network", model=model, example=example)
-    network = od.stage(model, example=example, exits="all", head="tail")
+    network = od.stage(model, example=example, exits="all", head="own")
     od.train(
         network,
         data,

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -24,7 +24,6 @@ from figures import RESULTS, made_by, provenance, save, table_row
 from optdepth.cli import record, solve, train
 from optdepth.errors import InputError
 from optdepth.flows import save_figure
-from optdepth.networks.resnet import Heads
 from optdepth.palette import BLUE, GREEN, ORANGE, SKY
 from optdepth.runs import Run
 from optdepth.stopping.frontier import fixed_depths, frontier, prices_for
@@ -41,7 +40,7 @@ def main() -> None:
     parser.add_argument("--data", default="digits", help="as for `optdepth train`")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "auto"))
-    parser.add_argument("--heads", default="conv", choices=get_args(Heads), help="as for `optdepth train`")
+    parser.add_argument("--heads", default="conv", help="as for `optdepth train`")
     parser.add_argument("--exits", default="all", help="as for `optdepth train`")
     parser.add_argument("--frozen", action="store_true", help="the heads alone, on the network trained without exits")
     parser.add_argument("--price", type=float, default=0.05, help="loss that one full pass is worth")

@@ -11,9 +11,18 @@ from torch import Tensor, nn
 
 from optdepth.batch import hidden, select
 from optdepth.errors import InputError
-from optdepth.networks import Exit, PooledLinear, PooledMLP, StagedNetwork, TokenHead, load_network, stage
+from optdepth.networks import (
+    Exit,
+    PooledBranch,
+    PooledConv,
+    PooledLinear,
+    PooledMLP,
+    StagedNetwork,
+    TokenHead,
+    load_network,
+    stage,
+)
 from optdepth.networks.attach import choose
-from optdepth.networks.heads import PooledBranch
 from zoo import build, images, tokens
 
 
@@ -246,7 +255,7 @@ def test_heads() -> None:
     vit, example = build("timm vit")
     kinds = {"linear": PooledLinear, "mlp": PooledMLP}
     for head, kind in kinds.items():
-        network = stage(vit, example=example, head=head, seed=0 if head == "mlp" else None)  # type: ignore[arg-type]
+        network = stage(vit, example=example, head=head, seed=0 if head == "mlp" else None)
         assert all(isinstance(made, kind) and made.linear.in_features == 192 for made in network.heads[:-1])
         assert not any(logits.any() for logits in network(example)[:-1])
     per_token, example = build("transformers bert, per token")
@@ -254,17 +263,17 @@ def test_heads() -> None:
     assert all(isinstance(made, TokenHead) for made in network.heads[:-1])
     assert all(logits.shape == (3, 9, 5) for logits in network(example))
     convnet, example = build("torchvision resnet")
-    with pytest.raises(InputError, match=r"head='tail' at layer1: the state has shape"):
-        stage(convnet, example=example, head="tail")
+    with pytest.raises(InputError, match=r"head='own' at layer1: the state has shape .* give head='linear'"):
+        stage(convnet, example=example, head="own")
     with pytest.raises(InputError, match="head='token' needs states and answers"):
         stage(convnet, example=example, head="token")
-    for head in ("mlp", "branch"):
-        with pytest.raises(InputError, match="need a seed"):
-            stage(convnet, example=example, head=head)  # type: ignore[arg-type]
+    for head in ("mlp", "conv", "branch", "tail"):
+        with pytest.raises(InputError, match="mlp, conv, branch, tail heads draw weights and need a seed"):
+            stage(convnet, example=example, head=head)
     with pytest.raises(InputError, match=r"head='branch' needs maps .* the state is \(3, 5, 192\)"):
         stage(vit, example=images(), head="branch", seed=0)
-    with pytest.raises(InputError, match="head='big'"):
-        stage(convnet, example=example, head="big")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="head='big': give one of auto, own, linear"):
+        stage(convnet, example=example, head="big")
 
 
 @pytest.mark.parametrize("name", ["torchvision resnext", "timm convnext", "transformers resnet"])
@@ -277,7 +286,8 @@ def test_branches_cost_a_tenth_at_most_and_end_on_the_last_map(name: str) -> Non
     state = network.start(example)
     for k, head in enumerate(network.heads[:-1]):
         state = network.advance(state, k)
-        assert isinstance(head, PooledBranch)
+        ends = hidden(state).shape[2:] == last.shape[1:]
+        assert isinstance(head, PooledConv if ends else PooledBranch)
         assert max(head.look(hidden(state)).shape[2:]) <= max(last.shape[1:])
 
 

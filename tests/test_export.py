@@ -1,6 +1,7 @@
 """A bundle answers as the engine does, without torch, runs nothing that is not needed, and is refused when unsound."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from optdepth.batch import Inputs
 from optdepth.errors import InputError
-from optdepth.export.onnx import export
+from optdepth.export.bundle import export
 from optdepth.export.runtime import Runtime
 from optdepth.inference.engine import Engine
 from optdepth.inference.stream import stream
@@ -275,8 +276,9 @@ def test_unsound_bundles_are_refused_in_one_line(setting: Setting, bundle: Path,
         Runtime(tmp_path / "nowhere")
     refused("is damaged", **{"manifest.json": whole["manifest.json"][:-30]})
     refused("is not an optdepth.bundle file", **{"manifest.json": edited(format="other")})
-    refused("has version 1, this optdepth reads 2; export it again", **{"manifest.json": edited(version=1)})
-    refused("has version 3, this optdepth reads 2; export it again", **{"manifest.json": edited(version=3)})
+    refused("has version 2, this optdepth reads 3; export it again", **{"manifest.json": edited(version=2)})
+    refused("has version 4, this optdepth reads 3; export it again", **{"manifest.json": edited(version=4)})
+    refused("no export backend 'other': give one of onnx", **{"manifest.json": edited(backend="other")})
     inputs, graphs = manifest["inputs"], manifest["graphs"]
     leaf = inputs["leaves"][0]
     for changes in (
@@ -285,7 +287,8 @@ def test_unsound_bundles_are_refused_in_one_line(setting: Setting, bundle: Path,
         {"graphs": []},
         {"graphs": graphs[:2]},
         {"graphs": graphs[::-1]},
-        {"graphs": [graphs[0] | {"inputs": ["in0", "in1"]}, *graphs[1:]]},
+        {"graphs": [graphs[0] | {"takes": 2}, *graphs[1:]]},
+        {"graphs": [graphs[0] | {"takes": "many"}, *graphs[1:]]},
         {"inputs": None},
         {"inputs": [leaf]},
         {"inputs": inputs | {"form": "table"}},
@@ -348,6 +351,39 @@ def test_only_a_bundle_is_written_over(setting: Setting, bundle: Path, tmp_path:
     shutil.copytree(bundle, tmp_path / "bundle")
     (tmp_path / "bundle" / "notes.txt").write_text("mine")
     refused(tmp_path / "bundle", "something else than a bundle, notes.txt")
+    (tmp_path / "bundle" / "notes.txt").rename(tmp_path / "bundle" / "mine.onnx")
+    refused(tmp_path / "bundle", "something else than a bundle, mine.onnx")
+
+
+@pytest.mark.parametrize("given", [{"providers": ["Abacus"]}, {"providers": ["CPUExecutionProvider", "Abacus"]}])
+def test_a_provider_that_is_not_there_is_refused(bundle: Path, given) -> None:
+    with pytest.raises(InputError, match=r"no provider 'Abacus' here for graphs of onnx: give some of .*CPUExecution"):
+        Runtime(bundle, **given)
+    assert len(Runtime(bundle, providers=["CPUExecutionProvider"]).graphs) == 3
+
+
+def test_the_backend_on_the_page_on_extending_writes_and_serves(setting: Setting, tmp_path: Path, monkeypatch) -> None:
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    from optdepth.export import BACKENDS, OnnxBackend, bundle, register
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("optdepth.export.backend.BACKENDS", dict(BACKENDS))
+    page = (Path(__file__).resolve().parents[1] / "docs" / "extending.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page.split("## An export backend")[1].split("\n## ")[0], flags=re.S)
+    rule, inputs = rule_of(setting), setting.inputs[:16]
+    exec(
+        code,
+        {"network": setting.network, "rule": rule, "images": inputs, "onnx": onnx, "bundle": bundle}
+        | {"ReferenceEvaluator": ReferenceEvaluator, "BACKENDS": BACKENDS, "register": register},
+    )
+    assert json.loads(Path("bundle/manifest.json").read_text())["backend"] == "reference"
+    answers_as(setting.network, rule, Runtime("bundle"), inputs)
+    with pytest.raises(InputError, match="there is an export backend named 'onnx'"):
+        register(OnnxBackend())
+    with pytest.raises(InputError, match="no export backend 'paper': give one of onnx, reference"):
+        export(setting.network, rule, inputs, tmp_path / "other", backend="paper")
 
 
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(setting: Setting, tmp_path: Path) -> None:

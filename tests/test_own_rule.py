@@ -14,7 +14,7 @@ from optdepth.continuous.boundary import Boundary, field_of_scores
 from optdepth.continuous.flow import FlowEngine
 from optdepth.costs import flops
 from optdepth.errors import InputError
-from optdepth.export.onnx import export
+from optdepth.export.bundle import export
 from optdepth.export.runtime import Runtime
 from optdepth.inference.decoding import Decoder
 from optdepth.inference.engine import Engine

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import noisy_logits
+from optdepth.costs import flops
 from optdepth.errors import InputError
 from optdepth.inference.engine import Engine
 from optdepth.inference.legs import Outcome, Remembered, legs_of

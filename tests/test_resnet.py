@@ -128,7 +128,10 @@ def test_convolutional_heads_cost_what_they_say(heads: str, most: float) -> None
         ({"exits": ["stage4.block1", "stage3.block3"]}, r"no exit stage4\.block1"),
         ({"exits": ["stage1.block1"]}, r"stage3\.block3"),
         ({"classes": 0}, "classes 0"),
-        ({"heads": "deep"}, "'linear' or 'conv' or 'branch' or 'tail'"),
+        ({"heads": "deep"}, "heads='deep': give one of auto, own, linear"),
+        ({"heads": "conv+conv"}, "names a kind twice"),
+        ({"heads": "token"}, r"head='token' needs .*at stage1\.block1 the state is"),
+        ({"heads": "own"}, r"at stage1\.block1: these networks keep theirs for the last exit; give head='linear'"),
     ],
 )
 def test_bad_arguments(arguments: dict, message: str) -> None:

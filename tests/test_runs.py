@@ -15,7 +15,7 @@ from PIL import Image
 from optdepth import workflow
 from optdepth.carving import Carving
 from optdepth.errors import InputError
-from optdepth.export import onnx
+from optdepth.export import bundle
 from optdepth.runs import CERTIFIED, SPLITS, Run
 from optdepth.stopping import methods
 from optdepth.stopping.baselines import confidence
@@ -92,7 +92,7 @@ def quick(patch: pytest.MonkeyPatch, cache: Path) -> None:
     for name in (SOLVED, "snell", "lookahead"):
         patch.setitem(methods._METHODS, name, replace(methods.METHODS[name], solve=confidence))
     patch.setattr(workflow, "write_report", lambda *args, **kwargs: None)
-    patch.setattr(onnx, "export", lambda *args, **kwargs: None)
+    patch.setattr(bundle, "export", lambda *args, **kwargs: None)
 
 
 @pytest.fixture(scope="module")
@@ -264,10 +264,10 @@ def test_rules_fitted_on_other_samples_are_refused(run: Run) -> None:
 def test_a_run_from_before_splits_were_written_down_says_how_to_start(run: Run) -> None:
     (run.folder / "splits.safetensors").unlink()
     for name in STEPS:
-        refused(lambda name=name: STEPS[name](run), "splits.safetensors", "start with `optdepth train`")
+        refused(lambda name=name: STEPS[name](run), "splits.safetensors", "optdepth train --out NEW")
     settings = json.loads((run.folder / "run.json").read_text())
     (run.folder / "run.json").write_text(json.dumps(settings | {"version": 1}))
-    refused(lambda: record(run), "version 1", "start with `optdepth train`")
+    refused(lambda: record(run), "version 1", "optdepth train --out NEW")
 
 
 def test_images_that_the_folder_holds_twice_are_left_out_of_the_certificate_and_named(

@@ -96,7 +96,7 @@ def test_no_device_is_written_into_the_parts() -> None:
     assert not any(isinstance(argument, torch.device) for argument in used)
 
 
-@pytest.mark.parametrize("head", ["tail", "linear", "mlp"])
+@pytest.mark.parametrize("head", ["own", "linear", "mlp"])
 def test_padding_says_nothing(head: str) -> None:
     """A sentence alone and unpadded is answered as in a padded batch, at every exit, batches of other lengths too."""
     model, example = build("transformers bert")

@@ -83,10 +83,10 @@ def train(
         ),
     ] = "ends",
     heads: Annotated[
-        Literal["linear", "conv", "branch", "tail", "conv+tail"],
+        str,
         typer.Option(
-            help="Of the early exits. Those named later answer better early, and cost more at each look; `conv+tail` "
-            "is both, one after the other, before the last stage."
+            help="Of the early exits: linear, conv, branch, tail; those named later answer better early, and cost more "
+            "at each look. conv+tail is both, one after the other, before the last stage."
         ),
     ] = "conv+tail",
     start: Annotated[

@@ -33,7 +33,7 @@ _JUDGED, _JUDGED_VERSION = "optdepth.evaluation", 2
 SPLITS = ("fit", "certify", "test")
 CERTIFIED = "certified"
 """Name of the rule that was certified last."""
-_START = "start with `optdepth train`"
+_START = "make a run with `optdepth train --out NEW`"
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from .training.depth_loss import depth_loss
 from .training.loop import train
 
 if TYPE_CHECKING:
-    from .export.onnx import Bundle
+    from .export.bundle import Bundle
 
 
 def train_run(
@@ -186,7 +186,7 @@ def export_run(run: Run, *, rule: str, out: Path, progress: bool) -> Bundle:
     Args:
         rule: name of one that was solved, such as "placed".
     """
-    from .export.onnx import export
+    from .export.bundle import export
 
     data, solved = run.data(), run.rules()
     if rule not in solved:

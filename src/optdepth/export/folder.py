@@ -52,9 +52,12 @@ def _refuse_others(folder: Path) -> None:
         return
     held = [path for path in sorted(folder.iterdir()) if path.name != _FRESH] if folder.is_dir() else [folder]
     try:
-        earlier = json.loads((folder / MANIFEST).read_bytes())["format"] == FORMAT
+        earlier = json.loads((folder / MANIFEST).read_bytes())
+        known = {MANIFEST, *(str(graph["file"]) for graph in earlier["graphs"])}
+        if earlier["format"] != FORMAT:
+            known = set()
     except (OSError, ValueError, TypeError, KeyError):
-        earlier = False
-    others = [path for path in held if not earlier or (path.name != MANIFEST and path.suffix != ".onnx")]
+        known = set()
+    others = [path for path in held if path.name not in known]
     if others:
         raise InputError(f"{folder} holds something else than a bundle, {others[0].name}; give an empty folder")

@@ -22,21 +22,27 @@ class Part(nn.Module):
     It takes the leaves of the inputs, or those that the part before it carries on: of the state, of what the observer
     remembers and of what later answers recall. It returns the leaves it carries on itself, what is answered here and
     who stops; the last part, where all stop, the answers alone.
+
+    Args:
+        spec: of what the leaves on the way in are.
     """
 
-    def __init__(self, leg: Leg) -> None:
+    def __init__(self, leg: Leg, spec: TreeSpec) -> None:
         super().__init__()
         self.leg, self.exit, self.last = leg, leg.exit, leg.last
-        self.spec: TreeSpec | None = None  # of what the leaves on the way in are; `through` sets both
-        self.after: TreeSpec | None = None
+        self.spec = spec
 
     def forward(self, *leaves: Tensor) -> tuple[Tensor, ...]:
-        assert self.spec is not None
+        carried, answers, stops, _ = self.run(leaves)
+        return (answers,) if stops is None else (*carried, answers, stops)
+
+    def run(self, leaves: Sequence[Tensor]) -> tuple[list[Tensor], Tensor, Tensor | None, TreeSpec]:
+        """The leaves carried on, the answers, who stops (None where all do), and what the leaves carried on are."""
         given = tree_unflatten(list(leaves), self.spec)
         state, answers, stops, memory = self.leg(*((given, Remembered.nothing()) if self.leg.ks[0] == 0 else given))
         if stops is None:
-            return (answers,)
-        carried, self.after = tree_flatten((state, memory))
+            return [], answers, None, tree_flatten(())[1]
+        carried, spec = tree_flatten((state, memory))
         if not all(isinstance(leaf, Tensor) for leaf in carried):
             raise InputError("a state to export must hold tensors alone; keep plain numbers in the modules")
         # Outputs need names of their own: what a stage hands on untouched, or what is handed on twice, is copied.
@@ -44,12 +50,22 @@ class Part(nn.Module):
         for j, leaf in enumerate(carried):
             carried[j] = leaf.clone() if any(leaf is other for other in taken) else leaf
             taken.append(leaf)
-        return (*carried, answers, stops)
+        return carried, answers, stops, spec
 
 
-def parts_of(network: StagedNetwork, rule: Rule) -> list[Part]:
-    """One part for each exit that the rule looks at, up to the one where all stop."""
-    return [Part(leg).eval() for leg in legs_of(network, rule)]
+@torch.inference_mode()
+def parts_of(network: StagedNetwork, rule: Rule, inputs: Inputs) -> list[Part]:
+    """One part for each exit that the rule looks at, up to the one where all stop.
+
+    Args:
+        inputs: an example, for the form of what the parts hand on.
+    """
+    parts: list[Part] = []
+    leaves, spec = tree_flatten(inputs)
+    for leg in legs_of(network, rule):
+        parts.append(Part(leg, spec).eval())
+        leaves, _, _, spec = parts[-1].run(leaves)
+    return parts
 
 
 @dataclass(frozen=True)
@@ -65,12 +81,9 @@ class Passed:
 def through(parts: Sequence[Part], inputs: Inputs) -> list[Passed]:
     """What each part meets when no sample stops."""
     passed: list[Passed] = []
-    spec: TreeSpec | None
-    leaves, spec = tree_flatten(inputs)
+    leaves = tree_flatten(inputs)[0]
     for part in parts:
-        part.spec = spec
-        found = part(*leaves)
-        carried, answers = ((), found[0]) if part.last else (found[:-2], found[-2])
-        passed.append(Passed(tuple(leaves), carried, answers))
-        leaves, spec = list(carried), part.after
+        carried, answers, _, _ = part.run(leaves)
+        passed.append(Passed(tuple(leaves), tuple(carried), answers))
+        leaves = carried
     return passed

@@ -1,4 +1,4 @@
-"""Serving a bundle with onnxruntime and numpy alone: batched, compacting, and really skipping.
+"""Serving a bundle without torch, with onnxruntime and numpy alone: batched, compacting, and really skipping.
 
     from optdepth.export.runtime import Runtime
 
@@ -10,6 +10,7 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,9 +20,10 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import read_json
+from .backend import Graph, backend_of
 from .inputs import Array, Inputs, Takes
 
-FORMAT, VERSION = "optdepth.bundle", 2
+FORMAT, VERSION = "optdepth.bundle", 3
 MANIFEST = "manifest.json"
 _AGAIN = "export it again"
 
@@ -50,23 +52,28 @@ class Runtime:
 
     Args:
         folder: what `optdepth export` wrote.
-        threads: of onnxruntime; its own choice when not given.
+        threads: of what runs the graphs; its own choice when not given.
+        providers: to run them on, the first that can, such as "CUDAExecutionProvider"; the processor when not given.
 
     Attributes:
         takes: the inputs, such as "a dict of input_ids int64 (n, m1), attention_mask int64 (n, m1)".
 
     Raises:
-        InputError: onnxruntime is missing; a bundle that is damaged, of another format or another version.
+        InputError: onnxruntime is missing, or has no such provider; a bundle that is damaged, of another format or
+            another version.
     """
 
-    def __init__(self, folder: str | Path, *, threads: int | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, *, threads: int | None = None, providers: Sequence[str] | None = None
+    ) -> None:
         folder = Path(folder)
         manifest = read_json(folder / MANIFEST, format=FORMAT, version=VERSION, make_it=_AGAIN)
         try:
             self.manifest, self.unit = manifest, str(manifest["unit"])
             self._paid = np.asarray(manifest["paid"], dtype=np.float64)
             self._takes = Takes(manifest["inputs"])
-            self.graphs = [_Graph(folder, about, threads) for about in manifest["graphs"]]
+            load = _loader(str(manifest["backend"]), threads, providers)
+            self.graphs = [_Part(folder, about, load) for about in manifest["graphs"]]
             self._check_graphs()
         except InputError:
             raise
@@ -121,13 +128,21 @@ class Runtime:
             raise ValueError("its graphs do not take what is handed on")
 
 
-class _Graph:
+def _loader(name: str, threads: int | None, providers: Sequence[str] | None) -> Callable[[bytes, str], Graph]:
+    """Loads content that comes from somewhere, by the backend of that name."""
+    backend = backend_of(name)
+    if providers is not None and (unknown := [each for each in providers if each not in backend.providers()]):
+        there = ", ".join(backend.providers())
+        raise InputError(f"no provider {unknown[0]!r} here for graphs of {name}: give some of {there}")
+    return lambda content, where: backend.load(content, where=where, threads=threads, providers=providers)
+
+
+class _Part:
     """From one exit looked at to the next."""
 
-    def __init__(self, folder: Path, about: dict[str, Any], threads: int | None) -> None:
+    def __init__(self, folder: Path, about: dict[str, Any], load: Callable[[bytes, str], Graph]) -> None:
         self.exit, self.carries, self.last = int(about["exit"]), int(about["carried"]), not about["stops"]
-        self._inputs = list(about["inputs"])
-        self.takes = len(self._inputs)
+        self.takes = int(about["takes"])
         name = str(about["file"])
         path = folder / name
         if Path(name).name != name or not path.is_file():
@@ -135,36 +150,17 @@ class _Graph:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != about["sha256"]:
             raise InputError(f"{path} is damaged (its checksum is not the manifest's); {_AGAIN}")
-        self._session = _session(content, path, threads)
+        self._run = load(content, str(path))
 
     def __call__(self, carried: list[Array]) -> tuple[list[Array], Array, Array]:
         """What is carried on, the logits, and who stops."""
-        given = zip(self._inputs, carried, strict=True)
-        # An exporter drops an input that the graph does not read, so the names say which are fed.
         try:
-            found = self._session.run(None, {name: value for name, value in given if name is not None})
-        except Exception as error:  # onnxruntime's own errors share no base class
+            found = self._run(carried)
+        except Exception as error:  # the errors of libraries that serve share no base class
             raise InputError(f"the graph of exit {self.exit} cannot run on these inputs ({_line(error)})") from None
         logits = found[self.carries]
         stops = np.ones(len(logits), dtype=bool) if self.last else found[self.carries + 1]
         return found[: self.carries], logits, stops
-
-
-def _session(content: bytes, path: Path, threads: int | None) -> Any:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise InputError("serving a bundle needs onnxruntime; pip install 'optdepth[onnx]'") from None
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # its errors are raised as well
-    # Graphs take turns, each with threads of its own: those of one that spin would hold up the next.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own errors share no base class
-        raise InputError(f"{path} is no graph that this onnxruntime can run ({_line(error)})") from None
 
 
 def _line(error: Exception) -> str:

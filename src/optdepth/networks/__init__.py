@@ -1,7 +1,7 @@
 """Networks that can stop: stem, stages and heads. Nothing here knows of stopping rules."""
 
 from .cut import stage
-from .heads import Pool, PooledConv, PooledLinear, PooledMLP, TokenHead
+from .heads import HEADS, HeadKind, Place, Pool, PooledBranch, PooledConv, PooledLinear, PooledMLP, TokenHead, register
 from .looped import looped, unrolled
 from .ode import neural_ode
 from .resnet import resnet
@@ -9,19 +9,22 @@ from .staged import Exit, StagedNetwork, load_network
 from .transplant import transplant
 
 __all__ = [
+    "HEADS",
     "Exit",
+    "HeadKind",
+    "Place",
     "Pool",
+    "PooledBranch",
     "PooledConv",
     "PooledLinear",
     "PooledMLP",
     "StagedNetwork",
     "TokenHead",
-    "hidden",
     "load_network",
     "looped",
     "neural_ode",
+    "register",
     "resnet",
-    "select",
     "stage",
     "transplant",
     "unrolled",

@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor, fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from ..batch import hidden
+from ..batch import State, hidden
 from ..errors import InputError
 from .graph import ModelGraph
-from .heads import Pool, PooledBranch, PooledLinear, PooledMLP, TokenHead
+from .heads import HeadKind, Place, Pool
 from .parts import Cut, part
+from .silence import silence
 from .staged import Exit
 
-Head = Literal["auto", "tail", "linear", "mlp", "branch", "token"]
-DRAWN = ("mlp", "branch")
-"""Heads that start from random weights."""
-_SHARE = 0.1
-"""Of the model's work that a branch may cost: what branches in front of the first stage of a resnet20 do."""
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 
 
-class HeadMaker:
-    """Makes the heads before the last.
+class Places:
+    """Where heads before the last may stand.
 
     Args:
         layouts: the nodes of the state at each cut.
         mask: the input that says what is no padding, if there is one.
+        states: at each cut, of the example.
+        answer: the model's own, of the example.
         work: FLOPs of the model on the example.
+        last: the model's own head.
     """
 
     def __init__(
@@ -40,97 +38,55 @@ class HeadMaker:
         traced: ModelGraph,
         cuts: Sequence[Cut],
         layouts: Sequence[Sequence[fx.Node]],
+        *,
         mask: fx.Node | None,
+        states: Sequence[State],
+        answer: Tensor,
         work: float,
+        last: nn.Module,
     ) -> None:
         self.model, self.traced, self.cuts, self.layouts, self.mask = model, traced, cuts, layouts, mask
-        self.work = work
+        self.states, self.answer, self.work, self.last = states, answer, work, last
 
-    def make(self, k: int, state: Any, answer: Tensor, kind: Head, tail: nn.Module) -> nn.Module:
-        """The head of exit k, untrained: its answers are zero.
+    def head(self, k: int, kind: HeadKind) -> nn.Module:
+        """The head of exit k, untrained: it says nothing.
 
-        Args:
-            state: after stage k, of the example.
-            answer: the model's own, of the example.
-            tail: the last head.
+        Raises:
+            InputError: that kind of head cannot stand there.
         """
-        if kind in ("auto", "tail"):
-            if (reason := self._no_tail(k, tail)) is None:
-                return self._tail(k, state)
-            if kind == "tail":
-                raise InputError(f"head='tail' at {self.cuts[k].name}: {reason}; give head='auto' or 'linear'")
-        x = hidden(state)
-        pool = self._pool(k, x)
-        width, classes = x.shape[pool.channels], answer.shape[-1]
-        if kind == "token":
-            if x.dim() != 3 or answer.dim() != 3:
-                raise InputError(
-                    f"head='token' needs states and answers (n, tokens, ...): at {self.cuts[k].name} the state is "
-                    f"{tuple(x.shape)} and the answer {tuple(answer.shape)}"
-                )
-            made: TokenHead | PooledMLP | PooledLinear | PooledBranch = TokenHead(width, classes)
-        elif answer.dim() != 2:
-            raise InputError(
-                f"the answer has shape {tuple(answer.shape)}, a pooled head makes (n, classes): give head='tail' or "
-                "head='token'"
-            )
-        elif kind == "branch":
-            if x.dim() != 4 or pool.channels != 1:
-                raise InputError(
-                    f"head='branch' needs maps (n, channels, height, width): at {self.cuts[k].name} the state is "
-                    f"{tuple(x.shape)}; give head='auto', 'linear' or 'mlp'"
-                )
-            made = self._branch(x, classes)
-        else:
-            made = (PooledMLP if kind == "mlp" else PooledLinear)(width, classes, pool)
-        nn.init.zeros_(made.linear.weight)
-        nn.init.zeros_(made.linear.bias)
-        return made.to(x)
+        state = self.states[k]
+        place = Place(
+            name=self.cuts[k].name,
+            state=state,
+            answer=self.answer,
+            end=hidden(self.states[-1]),
+            work=self.work,
+            pool=self._pool(k, hidden(state)),
+            own=partial(self._own, k),
+        )
+        made = kind.make(place).to(hidden(state)).eval()
+        try:
+            silence(made, state)
+        except InputError as error:
+            raise InputError(f"head={kind.name!r} at {place.name}: {error}; {place.instead}") from None
+        return made
 
-    def _branch(self, x: Tensor, classes: int) -> PooledBranch:
-        """Steps down to the size of the last map, one at least, as wide as `_SHARE` allows."""
-        size, end = max(x.shape[2:]), max(self.cuts[-1].hidden.meta["val"].shape[2:])
-        steps = max(1, math.ceil(math.log2(size / end)))
-        width = x.shape[1]
-        while True:
-            made = PooledBranch(x.shape[1], classes, steps, width=width).eval()
-            if width == 1 or flops_of(made.to(x), x)[0] <= _SHARE * self.work:
-                return made
-            width = math.ceil(width / 2)
-
-    def _no_tail(self, k: int, tail: nn.Module) -> str | None:
-        """Why a copy of the model's own tail does not fit exit k; None where it does."""
-        here, there = (self.cuts[i].hidden.meta["val"].shape for i in (k, -1))
+    def _own(self, k: int) -> nn.Module:
+        """A copy of the model's own head for the state at cut k, which says nothing."""
+        cut, end, state = self.cuts[k], self.cuts[-1], self.states[k]
+        here, there = cut.hidden.meta["val"].shape, end.hidden.meta["val"].shape
         if len(here) != len(there) or not all(_same(a, b) for a, b in zip(here, there, strict=True)):
-            return f"the state has shape {tuple(here)}, the tail takes {tuple(there)}"
+            raise InputError(f"the state has shape {tuple(here)}, the model's own head takes {tuple(there)}")
         if missing := [node for node in self.layouts[-1][1:] if node not in self.layouts[k]]:
-            return f"the tail also reads {missing[0].name}, which is made later"
-        if any(isinstance(module, _BATCH_NORMS) for module in tail.modules()):
-            return "the tail holds BatchNorm, whose statistics are of the states after the last block"
-        if not any(isinstance(module, nn.Linear) for module in tail.modules()):
-            return "the tail ends in no linear layer"
-        return None
-
-    def _tail(self, k: int, state: Any) -> nn.Module:
-        """A copy of the tail with zeros in the linear layer that answers."""
-        cut, end = self.cuts[k], self.cuts[-1]
+            raise InputError(f"the model's own head also reads {missing[0].name}, which is made later")
+        if any(isinstance(module, _BATCH_NORMS) for module in self.last.modules()):
+            raise InputError("the model's own head holds BatchNorm, whose statistics are of the last block's states")
         own = part(self.traced, self.layouts[k], [self.traced.output], last=True, instead=(end.hidden, cut.hidden))
-        made = copy.deepcopy(own).requires_grad_(True)
-        ran: list[nn.Linear] = []
-        hooks = [
-            module.register_forward_hook(lambda module, *_: ran.append(module))
-            for module in made.modules()
-            if isinstance(module, nn.Linear)
-        ]
-        made(state)
-        for hook in hooks:
-            hook.remove()
-        for linear in reversed(ran):  # the last one, or two where their answers are averaged, as in DeiT
-            nn.init.zeros_(linear.weight)
-            if linear.bias is not None:
-                nn.init.zeros_(linear.bias)
-            if not made(state).any():
-                break
+        made = copy.deepcopy(own).eval()
+        try:
+            silence(made, state)
+        except InputError as error:
+            raise InputError(f"of the model's own head, {error}") from None
         return made
 
     def _pool(self, k: int, x: Tensor) -> Pool:
@@ -146,13 +102,6 @@ class HeadMaker:
 
 def _same(a: Any, b: Any) -> bool:
     return str(a) == str(b)
-
-
-def flops_of(module: nn.Module, given: Any) -> tuple[float, Any]:
-    """Floating-point operations of a module on what it is given, by `torch.utils.flop_counter`, and its result."""
-    with FlopCounterMode(display=False) as counter:
-        result = module(given)
-    return float(counter.get_total_flops()), result
 
 
 def choose(exits: Sequence[Exit], wanted: Literal["auto", "all"] | int | Sequence[str]) -> list[str]:

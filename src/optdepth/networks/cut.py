@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,14 @@ from torch.utils._pytree import tree_leaves
 
 from ..batch import Inputs, State, hidden, select
 from ..errors import InputError
-from .attach import DRAWN, Head, HeadMaker, choose, flops_of
+from .attach import Places, choose
 from .blocks import blocks_of, holders, learned_after, named_blocks, outside, residual_additions, rest_of_block
 from .graph import ModelGraph, graph_of
+from .heads import HEADS, HeadKind, head_kind
 from .parts import Cut, live, part
 from .signature import Signature, Stem, answer_of, evaluation
 from .staged import BUILDERS, Exit, StagedNetwork
+from .work import flops_of
 
 
 def stage(
@@ -35,7 +37,7 @@ def stage(
     *,
     example: Inputs,
     exits: Literal["auto", "all"] | int | Sequence[str] = "auto",
-    head: Head = "auto",
+    head: str = "auto",
     blocks: str | Sequence[str] | None = None,
     output: str | int | None = None,
     seed: int | None = None,
@@ -53,14 +55,14 @@ def stage(
         exits: "all" for one after each residual block; "auto" leaves out those whose head costs at least as much as
             the trunk up to the next exit, which is all that stopping there rather than then can save; a number, spread
             evenly over the trunk's cost; or names. The last block is always an exit.
-        head: "tail", a copy of what the model itself has after its last block (pooler included); "linear" and "mlp"
-            on the mean over places, padding left out; "branch", convolutions down to the size of the last map, at no
-            more than a tenth of the model's work, for convolutional models, whose early maps tell a linear head little;
-            "token", linear at every token; "auto" is "tail" where the state has the shape that the tail takes, else
-            "linear". A new head's last layer is zero: it says nothing.
+        head: a kind out of `networks.HEADS`: "own", a copy of what the model itself has after its last block (pooler
+            included); "linear" and "mlp" on the mean over places, padding left out; "conv", "branch" and "tail", rising
+            in what they cost, for convolutional models, whose early maps tell a linear head little; "token", linear at
+            every token; "auto" is "own" where a copy fits the state, else "linear". The layer of a new head that
+            answers is zero: it says nothing.
         blocks: names of the blocks, or of the container that holds them; found by themselves if not given.
         output: which of several outputs is the answer: a key or a position. By default the only one, or "logits".
-        seed: of the weights of "mlp" and "branch" heads; the others draw none.
+        seed: of the weights of heads that start from random ones: "mlp", "conv", "branch" and "tail".
 
     Returns:
         A network in the mode of the model; `network.exits` says name, depth, state shape, and FLOPs of trunk and head.
@@ -75,18 +77,16 @@ def stage(
         >>> len(od.stage(model, example=torch.randn(2, 5, 8), exits="all").exits)
         3
     """
-    if head not in get_args(Head):
-        raise InputError(f"head={head!r}: give one of {', '.join(get_args(Head))}")
-    if (head in DRAWN) != (seed is not None):
-        raise InputError(
-            f"head={head!r}, seed={seed}: {' and '.join(DRAWN)} heads draw weights and need a seed, others draw none"
-        )
+    kind = head_kind(head)
+    if kind.draws != (seed is not None):
+        drawn = ", ".join(name for name, other in HEADS.items() if other.draws)
+        raise InputError(f"head={head!r}, seed={seed}: {drawn} heads draw weights and need a seed, others draw none")
     signature = Signature.of(example)
     run = answer_of(model, signature, output)
     with evaluation(model):
         expected = run(*signature.flat(example))
         traced, before, cuts = _cuts(model, run, signature.flat(example), blocks)
-        network = _network(model, traced, before, cuts, signature, example, expected, head, seed)
+        network = _network(model, traced, before, cuts, signature, example, expected, kind, seed)
         network.config = {"family": "staged", "head": head, "blocks": blocks, "output": output, "seed": seed}
         network = network.eval().keep(choose(network.exits, exits))
         _check(model, network, example, expected)
@@ -157,16 +157,15 @@ def _network(
     signature: Signature,
     example: Inputs,
     answer: Tensor,
-    head: Head,
+    head: HeadKind,
     seed: int | None,
 ) -> StagedNetwork:
     """A network with an exit at every cut."""
     mask = traced.inputs[signature.names.index("attention_mask")] if "attention_mask" in signature.names else None
-    pooled = [mask] if mask is not None and head in ("linear", "mlp") else []
-    layouts = [live(traced, cut, pooled) for cut in (before, *cuts)]
+    layouts = [live(traced, cut, () if mask is None else [mask]) for cut in (before, *cuts)]
     stem = Stem(part(traced, traced.inputs, layouts[0], first=True), signature, traced.inputs)
     stages = [part(traced, *pair) for pair in itertools.pairwise(layouts)]
-    tail = part(traced, layouts[-1], [traced.output], last=True)
+    own = part(traced, layouts[-1], [traced.output], last=True)
     trunk, state = flops_of(stem, example)
     upto, states = [], []
     for k, run in enumerate(stages):
@@ -177,15 +176,17 @@ def _network(
         trunk += cost
         upto.append(trunk)
         states.append(state)
-    last, _ = flops_of(tail, state)
-    maker = HeadMaker(model, traced, cuts, layouts[1:], mask, work=trunk + last)
+    last, _ = flops_of(own, state)
+    places = Places(
+        model, traced, cuts, layouts[1:], mask=mask, states=states, answer=answer, work=trunk + last, last=own
+    )
     heads, exits = [], []
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
         for k, (cut, state) in enumerate(zip(cuts, states, strict=True)):
-            made = tail if k == len(cuts) - 1 else maker.make(k, state, answer, head, tail)
-            look = last if made is tail else flops_of(made, state)[0]
+            made = own if k == len(cuts) - 1 else places.head(k, head)
+            look = last if made is own else flops_of(made, state)[0]
             n = len(hidden(state))
             exits.append(Exit(cut.name, k + 1, tuple(hidden(state).shape[1:]), upto[k] / n, look / n))
             heads.append(made)
@@ -220,6 +221,8 @@ def _check(model: nn.Module, network: StagedNetwork, example: Inputs, expected: 
 def _again(model: nn.Module | None = None, example: Inputs = None, **arguments: Any) -> StagedNetwork:
     if model is None or example is None:
         raise InputError("the network was staged from a model: give load_network that model=, and an example=")
+    if (arguments.get("head"), arguments.get("seed")) == ("tail", None):
+        raise InputError("the network was saved when head='tail' was what head='own' is now: stage and save it again")
     return stage(model, example=example, **arguments)
 
 

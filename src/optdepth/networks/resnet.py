@@ -1,61 +1,20 @@
 """Residual networks of our own for small images."""
 
-from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .heads import PooledBranch, PooledConv, PooledLinear
+from .basic_block import BasicBlock
+from .heads import HeadKind, Place, Pool, PooledLinear, head_kind
 from .staged import BUILDERS, Exit, StagedNetwork
 
-
-class BasicBlock(nn.Module):
-    """relu(shortcut(x) + F(x)) with two 3x3 convolutions (He et al. 2016, section 4.2, shortcut option A).
-
-    With stride 2 the shortcut takes every other pixel and pads the new channels with zeros: no parameter.
-    """
-
-    def __init__(self, before: int, channels: int, stride: int) -> None:
-        super().__init__()
-        self.stride, self.extra = stride, channels - before
-        self.conv1 = nn.Conv2d(before, channels, 3, stride, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(channels)
-
-    def forward(self, x: Float[Tensor, "n before h w"]) -> Float[Tensor, "n channels h2 w2"]:
-        change = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
-        if self.stride > 1:
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra))
-        return F.relu(x + change)
-
-
-def _block(before: int, after: int) -> tuple[nn.Module, ...]:
-    """A residual block that halves the map, as a step of a `PooledBranch`."""
-    return (BasicBlock(before, after, 2),)
-
-
-HEADS: dict[str, Callable[[int, int, int], nn.Module]] = {
-    "linear": lambda size, classes, width: PooledLinear(size, classes),
-    "conv": lambda size, classes, width: PooledConv(size, classes, 2 * width),
-    "branch": lambda size, classes, width: (
-        PooledBranch(size, classes, {width: 3, 2 * width: 2}[size])  # all end at the same size
-        if size < 4 * width
-        else PooledConv(size, classes, 2 * width)  # where the map is small, it sees as much for less
-    ),
-    "tail": lambda size, classes, width: (
-        PooledBranch(size, classes, {width: 2, 2 * width: 1}[size], _block)
-        if size < 4 * width
-        else PooledConv(size, classes, 2 * width)
-    ),
-}
-"""Kinds of early heads: channels of the state, classes, and width of the network -> head."""
-
-Heads = Literal["linear", "conv", "branch", "tail", "conv+tail"]
+_SIZE = 32
+"""Pixels of the images of the paper, at which heads are sized."""
 
 
 def resnet(
@@ -65,7 +24,7 @@ def resnet(
     channels: int = 3,
     width: int = 16,
     exits: Sequence[str] | Literal["all", "ends", "last"] = "all",
-    heads: Heads = "linear",
+    heads: str = "linear",
     seed: int,
 ) -> StagedNetwork:
     """The residual network for CIFAR of He et al. 2016, arXiv:1512.03385: 6n+2 layers in three stages.
@@ -78,11 +37,12 @@ def resnet(
         exits: "all" for one after each block; "ends", after the first block and each of the last stage, where solved
             rules look if heads are large (docs/depth_loss.md); "last"; or names such as "stage1.block2", the last among
             them.
-        heads: of the exits before the last: "linear" (`PooledLinear`); "conv" (`PooledConv`), which answer far better
-            early and cost 1 to 2% of a resnet20 at each look; "branch" (`PooledBranch` in the first two stages,
-            `PooledConv` in the third), which answer better still there and cost 9 and 6%; "tail" (a residual block a
-            step there), better again at 17 and 9%; or "conv+tail", in the first two stages two exits a block, such as
-            "stage1.block2" and "stage1.block2+tail": a glance, and a look for those whom it leaves unsure.
+        heads: of the exits before the last, a kind out of `networks.HEADS`: "linear" (`PooledLinear`); "conv"
+            (`PooledConv`), which answer far better early and cost 1 to 2% of a resnet20 at each look; "branch"
+            (`PooledBranch` in the first two stages, `PooledConv` in the third), which answer better still there and
+            cost 9 and 6%; "tail" (a residual block a step there), better again at 17 and 9%; or any other that reads
+            maps. Two of them, such as "conv+tail", are in the first two stages two exits a block, "stage1.block2" and
+            "stage1.block2+tail": a glance, and a look for those whom it leaves unsure. The third has the first alone.
         seed: of the weights. Trunk and heads do not depend on which exits are chosen.
 
     Raises:
@@ -97,12 +57,13 @@ def resnet(
         raise InputError(f"depth {depth} is not 6n+2 from 8 on: the nearest are {lower} and {lower + 6}")
     if min(classes, channels, width) < 1:
         raise InputError(f"classes {classes}, channels {channels}, width {width}: each must be at least 1")
-    if heads not in get_args(Heads):
-        raise InputError(f"heads={heads!r}: give {' or '.join(map(repr, get_args(Heads)))}")
+    kinds = [head_kind(name, "heads") for name in heads.split("+")]
+    if len(set(kinds)) < len(kinds):
+        raise InputError(f"heads={heads!r} names a kind twice: give each once, such as 'conv+tail'")
     per_stage = (depth - 2) // 6
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _build(per_stage, classes, channels, width, heads.split("+"))
+        network = _build(per_stage, classes, channels, width, kinds)
     names = [exit.name for exit in network.exits]
     if isinstance(exits, str):
         ends = [exit.name for exit in network.exits if exit.depth == 1 or exit.depth > 2 * per_stage]
@@ -125,7 +86,7 @@ def resnet(
     return kept
 
 
-def _build(per_stage: int, classes: int, channels: int, width: int, kinds: Sequence[str]) -> StagedNetwork:
+def _build(per_stage: int, classes: int, channels: int, width: int, kinds: Sequence[HeadKind]) -> StagedNetwork:
     """An exit of each kind after each block. The trunk and the last head draw their weights first."""
     widths = [width * 2**stage for stage in range(3) for _ in range(per_stage)]
     stem = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
@@ -135,17 +96,36 @@ def _build(per_stage: int, classes: int, channels: int, width: int, kinds: Seque
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     last = PooledLinear(widths[-1], classes)
+    names = [f"stage{k // per_stage + 1}.block{k % per_stage + 1}" for k in range(len(blocks))]
+    places = _places(names, stem, blocks, last, torch.zeros(1, channels, _SIZE, _SIZE))
     stages: list[nn.Module] = []
     heads: list[nn.Module] = []
     exits: list[Exit] = []
-    for k, (block, size) in enumerate(zip(blocks, widths, strict=True)):
-        name = f"stage{k // per_stage + 1}.block{k % per_stage + 1}"
+    for k, (block, size, place) in enumerate(zip(blocks, widths, places, strict=True)):
         here = kinds if size < 4 * width else kinds[:1]  # in the last stage conv and tail heads are the same
         for kind in here:
-            stages.append(block if kind == here[0] else nn.Sequential())
-            heads.append(last if k == len(blocks) - 1 else HEADS[kind](size, classes, width))
-            exits.append(Exit(name if kind == here[0] else f"{name}+{kind}", k + 1))
+            stages.append(block if kind is here[0] else nn.Sequential())
+            heads.append(last if k == len(blocks) - 1 else kind.make(place))
+            exits.append(Exit(place.name if kind is here[0] else f"{place.name}+{kind.name}", k + 1))
     return StagedNetwork(stem, stages, heads, exits)
+
+
+@torch.no_grad()
+def _places(
+    names: Sequence[str], stem: nn.Module, blocks: Sequence[nn.Module], last: nn.Module, image: Tensor
+) -> list[Place]:
+    """Where heads may stand: behind each block, with its state of an image. Their widths are made for the network."""
+    trunk = nn.ModuleList([stem, *blocks]).eval()
+    states = list(itertools.accumulate(blocks, lambda state, block: block(state), initial=stem(image)))[1:]
+    trunk.train()
+
+    def own() -> nn.Module:
+        raise InputError("these networks keep theirs for the last exit")
+
+    return [
+        Place(name, state, last(states[-1]), states[-1], math.inf, Pool(), own)
+        for name, state in zip(names, states, strict=True)
+    ]
 
 
 BUILDERS["resnet"] = resnet

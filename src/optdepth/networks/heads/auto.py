@@ -1,0 +1,22 @@
+"""`auto`: the network's own head where a copy of it fits, else a linear one."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ...errors import InputError
+from . import linear
+from .kind import HeadKind, Place
+
+
+def make(place: Place) -> nn.Module:
+    """It draws no weights, whichever it is."""
+    try:
+        return place.own()
+    except InputError as error:
+        if place.answer.dim() == 2:
+            return linear.make(place)
+        raise InputError(f"head='auto' at {place.name}: {error}; {place.instead}") from None
+
+
+KIND = HeadKind("auto", "`own` where a copy fits the state, else `linear`", make)
