@@ -12,7 +12,7 @@ LAYERS: tuple[set[str], ...] = (
     {"errors"},
     {"progress", "files", "palette", "batch"},
     {"tensor_files"},
-    {"splits", "features", "tasks", "samples", "carving", "threads"},
+    {"splits", "features", "tasks", "samples", "carving", "threads", "rewards"},
     {"recall", "tensors", "data"},
     {"trace"},
     {"stopping", "networks"},
