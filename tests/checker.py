@@ -20,10 +20,13 @@ def _of_tensors(tree: object) -> bool:
     return all(isinstance(leaf, Tensor) for leaf in tree_leaves(tree))
 
 
+_TREE = Annotated[object, Is[_of_tensors]]
+
 CONF = BeartypeConf(
     is_pep484_tower=True,  # an int is a float, as it is for mypy
-    # Self has no meaning in a function seen alone, and no checker of today follows a type that contains itself.
-    hint_overrides=FrozenDict({Self: Any, ForwardRef("State"): Annotated[object, Is[_of_tensors]]}),
+    # Self has no meaning in a function seen alone. A state holds states, which beartype does not follow by name: what a
+    # state holds is followed here, to the leaves. The name is a string in the bound of a type variable.
+    hint_overrides=FrozenDict({Self: Any, ForwardRef("State"): _TREE, "State": _TREE}),
 )
 
 

@@ -307,7 +307,7 @@ class Trace:
             return self.observations
         return self.observations[:, :, [self.features.index(name) for name in features]]
 
-    def select(self, index: Int[Array, " n"]) -> Trace:
+    def select(self, index: Int[Array, " n"] | Bool[Array, " N"]) -> Trace:
         """The samples at the positions (or under the mask) given."""
         kept = self.losses[index]
         if len(kept) == 0:

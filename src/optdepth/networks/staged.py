@@ -68,8 +68,8 @@ class StagedNetwork(nn.Module):
     def __init__(
         self,
         stem: nn.Module,
-        stages: Sequence[nn.Module],
-        heads: Sequence[nn.Module],
+        stages: Sequence[nn.Module] | nn.ModuleList,
+        heads: Sequence[nn.Module] | nn.ModuleList,
         exits: Sequence[Exit],
         config: dict[str, Any] | None = None,
     ) -> None:
