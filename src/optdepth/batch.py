@@ -27,8 +27,8 @@ Tree = TypeVar("Tree")
 """Any pytree of tensors, a `State` or what goes beside one: what goes in comes out."""
 
 
-def hidden(state: State) -> Tensor:
-    """The main tensor of a state: the state itself, or its first tensor leaf."""
+def hidden(state: object) -> Tensor:
+    """The main tensor of a state, or of a tree that begins with one: itself, or its first tensor leaf."""
     if isinstance(state, Tensor):
         return state
     leaf = next((leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor)), None)
@@ -47,7 +47,7 @@ def select(state: Tree, index: Int[Tensor, " m"] | Bool[Tensor, " n"]) -> Tree:
     return tree_map(lambda tensor: _gather(tensor, rows), state)
 
 
-def front(state: State, rows: int) -> State:
+def front(state: Tree, rows: int) -> Tree:
     """The state of the first samples."""
     return tree_map(lambda tensor: tensor[:rows], state)
 

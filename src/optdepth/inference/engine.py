@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -154,7 +155,7 @@ class Engine:
                         for leg in plan.legs:
                             state, _, _, memory = leg(state, memory)
 
-    def threads(self, rows: int, inputs: Inputs, plan: Plan | None) -> AbstractContextManager[int]:
+    def threads(self, rows: int, inputs: State, plan: Plan | None) -> AbstractContextManager[int]:
         """Runs a block on as many threads as pay for a batch of so many samples, and says on how many.
 
         Args:
@@ -162,7 +163,7 @@ class Engine:
         """
         if self.timings is not None:
             return chosen(self.timings.threads_at(rows))
-        trial: Callable[[Inputs], object] | None = None
+        trial: Callable[[Any], object] | None = None
         if plan is not None:  # compiled legs would be compiled for each number of threads
             trial = self.network.full if self.compiled else lambda some: self._run(some, plan, None)
         return self._threads.running(about(rows), inputs, trial)
