@@ -1,0 +1,286 @@
+"""EarlyExit: what `fit` returns and a user keeps. A network, the family of its rules, and what was promised and seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from .batch import Inputs, hidden
+from .errors import InputError
+from .export.bundle import Bundle, export
+from .files import read_json, write_json
+from .inference.clock import Clocked
+from .inference.engine import Answer, Engine
+from .inference.timings import Timings
+from .networks import StagedNetwork, load_network
+from .report import Provenance, write_report
+from .stopping.certify import Certificate, Promise, Shortfall, percent
+from .stopping.evaluate import Evaluation, evaluate
+from .stopping.family import Family
+from .stopping.methods import METHODS, SOLVED
+from .stopping.rule import Rule
+from .tensor_files import read_tensors, write_tensors
+from .trace import Trace
+
+_FORMAT, _VERSION = "optdepth.early", 1
+_MAKE_IT = "make it with od.fit(...).save(folder)"
+_HEADER, _EXAMPLE, _TIMINGS = "early.json", "example.safetensors", "timings.safetensors"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked of a fit: exactly one of the first three.
+
+    Attributes:
+        price: loss that a full pass of the network is worth.
+        budget: mean cost a sample, as a share of a full pass.
+        lose: accuracy that may be lost to the full network at most, with this confidence.
+    """
+
+    price: float | None = None
+    budget: float | None = None
+    lose: float | None = None
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("price", "budget", "lose") if getattr(self, name) is not None]
+        if len(given) != 1:
+            said = " and ".join(f"{name}={getattr(self, name):g}" for name in given) or "none of them"
+            raise InputError(
+                f"say one of lose= (accuracy that may be lost, 0.01 is one point), budget= (share of a full pass) and "
+                f"price= (loss that a full pass is worth); got {said}"
+            )
+        for name, least, most in (("budget", 0.0, 1.0), ("lose", 0.0, 1.0), ("confidence", 0.0, 1.0)):
+            value = getattr(self, name)
+            if value is not None and not least < value < most + (name == "budget") * 1e-12:
+                raise InputError(f"{name}={value:g}: give more than {least:g} and less than {most:g}, such as 0.01")
+        if self.price is not None and not 0 <= self.price < float("inf"):
+            raise InputError(f"price={self.price:g}: give a loss >= 0 that one full pass is worth, such as 0.05")
+
+
+@dataclass(frozen=True, eq=False)
+class EarlyExit:
+    """A network that stops early by a solved rule: `early(inputs)` answers.
+
+    It adds no mechanism: network, family, rule and traces are what `stage`, `placed` and `record` make, and all that
+    can be done with those can be done with these.
+
+    Attributes:
+        network: with exits; its last exit is the model that was given.
+        family: rules for every price, with the trace that fitted them.
+        rule: the one that runs.
+        asked: what the rule was chosen by.
+        certificate: what is promised of the rule; None where no promise was asked for.
+        certify, test: the traces that the promise was shown on, and that judge; None where there were none.
+        clock: time on this machine, by batch size; without test samples empty.
+        timings: of stages and looks, by batch size, which the engine cuts and gathers batches by.
+        heads: by exit, share of held-out training samples that its head answers right.
+        example: inputs as the model takes them.
+        made: versions, seeds and settings, word for word.
+    """
+
+    network: StagedNetwork
+    family: Family[Rule]
+    rule: Rule
+    asked: Asked
+    certificate: Certificate | None
+    certify: Trace | None
+    test: Trace | None
+    clock: tuple[Clocked, ...]
+    timings: Timings
+    heads: Mapping[str, float]
+    example: Inputs
+    made: Provenance
+    _engines: dict[float, Engine] = field(default_factory=dict, repr=False)
+
+    def __call__(self, inputs: Inputs, *, price: float | None = None) -> Answer:
+        """Answers a batch; every sample at the exit where the rule stops it.
+
+        Args:
+            inputs: as the model takes them, batch first.
+            price: loss that a full pass is worth, instead of the rule that was fitted; the rule for it is solved at
+                the first call. No certificate covers it.
+        """
+        if price is None:
+            return self.engine(inputs)
+        if price not in self._engines:
+            self._engines[price] = Engine(self.network, self.family.at(price), timings=self.timings)
+        return self._engines[price](inputs)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What runs the network by the rule."""
+        return Engine(self.network, self.rule, timings=self.timings)
+
+    @cached_property
+    def evaluation(self) -> Evaluation | None:
+        """Of the rule on the test trace."""
+        return None if self.test is None else evaluate(self.rule, self.test)
+
+    def __str__(self) -> str:
+        return "; ".join(self._said())
+
+    def _said(self) -> list[str]:
+        """Sentences: what is promised, what was seen on test, and how fast it is."""
+        said = []
+        found, full = self.certificate, self.rule.origin.costs.full
+        if found is not None:
+            (promise,) = found.promises
+            if found.gained:
+                said.append(
+                    f"loses at most {_points(promise.risk)} to the full model ({percent(found.confidence)} sure, "
+                    f"{found.samples:,} samples)"
+                )
+            else:
+                said.append(str(found))
+        if self.evaluation is not None and self.test is not None:
+            lost = self.evaluation.loss - float(self.test.losses[:, -1].mean())
+            said.append(
+                f"on {len(self.test):,} test samples {1 - self.evaluation.loss:.1%} right, the full model "
+                f"{1 - float(self.test.losses[:, -1].mean()):.1%} ({_points(abs(lost))} "
+                f"{'fewer' if lost > 0 else 'more'}), at {self.evaluation.cost / full:.2f} of its cost"
+            )
+        elif found is not None:
+            said.append(f"{found.cost / full:.2f} of its cost")
+        said += [f"{row.speedup:.2f}x as fast here at batch {row.batch}" for row in self.clock]
+        return said or [f"{self.rule.origin.price:g} a full pass"]
+
+    def report(self, path: str | Path) -> Path:
+        """Writes one self-contained HTML page about it.
+
+        Raises:
+            InputError: there are no test samples to report on, or the rule has no price to compare others at.
+        """
+        if self.test is None:
+            raise InputError("a report needs samples that judge: give od.fit test=")
+        price = self.rule.origin.price
+        if price is None:
+            raise InputError("nothing was gained, so there is no rule to report on; give more samples or another aim")
+        write_report(
+            path,
+            title=f"How deep is deep enough? {self.made.training['model']} with {len(self.network.exits)} exits",
+            names=[exit.name for exit in self.network.exits],
+            fit=self.family.trace,
+            test=self.test,
+            rules={name: method.solve(self.family.trace).at(price) for name, method in METHODS.items()},
+            price=price,
+            certify=self.certify,
+            made=self.made,
+            clock=self.clock,
+        )
+        return Path(path)
+
+    def export(self, folder: str | Path, *, progress: bool = False) -> Bundle:
+        """Writes network and rule as a bundle that is served without torch, checked against the engine."""
+        return export(self.network, self.rule, self.example, folder, progress=progress)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes all of it into a folder: weights, rule, traces, certificate."""
+        folder = Path(folder)
+        self.network.save(folder / "network")
+        self.rule.save(folder / "rule")
+        for name, trace in (("fit", self.family.trace), ("certify", self.certify), ("test", self.test)):
+            if trace is not None:
+                trace.save(folder / "traces" / f"{name}.safetensors")
+        about = {"format": _FORMAT, "version": _VERSION}
+        tensors, form = _flat(self.example)
+        write_tensors(folder / _EXAMPLE, tensors, about)
+        parts = {name: torch.from_numpy(getattr(self.timings, name)) for name in ("sizes", "stages", "looks", "gathers")}
+        write_tensors(folder / _TIMINGS, parts, about)
+        promised = None
+        if self.certificate is not None:
+            promised = asdict(replace(self.certificate, rule=None))  # type: ignore[arg-type]  # saved beside
+            del promised["rule"]
+        header = {
+            **about,
+            "network": self.network.fingerprint(),
+            "asked": asdict(self.asked),
+            "certificate": promised,
+            "clock": [asdict(row) for row in self.clock],
+            "threads": list(self.timings.threads),
+            "heads": dict(self.heads),
+            "example": form,
+            "made": asdict(self.made),
+        }
+        write_json(folder / _HEADER, header)
+
+
+def load(folder: str | Path, *, model: nn.Module) -> EarlyExit:
+    """What `EarlyExit.save` wrote.
+
+    Args:
+        model: of the architecture that was fitted; it gets the weights that were saved.
+
+    Raises:
+        InputError: no such folder, damaged files, files of several fits, or another model.
+    """
+    folder = Path(folder)
+    checked = {"format": _FORMAT, "version": _VERSION, "make_it": _MAKE_IT}
+    header = read_json(folder / _HEADER, **checked)  # type: ignore[arg-type]
+    tensors, _ = read_tensors(folder / _EXAMPLE, **checked)  # type: ignore[arg-type]
+    parts, _ = read_tensors(folder / _TIMINGS, **checked)  # type: ignore[arg-type]
+    try:
+        example = _unflat(tensors, header["example"])
+        network = load_network(folder / "network", model=model, example=example)
+        if network.fingerprint() != header["network"]:
+            raise InputError(f"{folder} holds files of two fits; {_MAKE_IT}")
+        traces = {
+            name: Trace.load(folder / "traces" / f"{name}.safetensors")
+            for name in ("fit", "certify", "test")
+            if (folder / "traces" / f"{name}.safetensors").is_file()
+        }
+        rule, promised = Rule.load(folder / "rule"), header["certificate"]
+        rule.check(network.fingerprint(), len(network.exits))
+        certificate = None
+        if promised is not None:
+            told = {
+                "promises": tuple(Promise(**each) for each in promised.pop("promises")),
+                "short": tuple(Shortfall(**each) for each in promised.pop("short")),
+            }
+            certificate = Certificate(rule=rule, **promised, **told)
+        numbers = {name: part.numpy() for name, part in parts.items()}
+        return EarlyExit(
+            network=network,
+            family=METHODS[SOLVED].solve(traces["fit"]),
+            rule=rule,
+            asked=Asked(**header["asked"]),
+            certificate=certificate,
+            certify=traces.get("certify"),
+            test=traces.get("test"),
+            clock=tuple(Clocked(**row) for row in header["clock"]),
+            timings=Timings(network.fingerprint(), threads=tuple(header["threads"]), **numbers),
+            heads=header["heads"],
+            example=example,
+            made=Provenance(**header["made"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder} holds a damaged fit ({error}); {_MAKE_IT}") from None
+
+
+def _flat(example: Inputs) -> tuple[dict[str, Tensor], Any]:
+    """The tensors of inputs by name, and the form that puts them together again."""
+    if isinstance(example, Tensor):
+        return {"0": example}, "tensor"
+    if isinstance(example, Mapping):
+        return {str(key): value for key, value in example.items()}, "dict"
+    return {str(i): value for i, value in enumerate(example)}, "tuple"
+
+
+def _unflat(tensors: Mapping[str, Tensor], form: str) -> Inputs:
+    if form == "tensor":
+        return tensors["0"]
+    return dict(tensors) if form == "dict" else tuple(tensors[str(i)] for i in range(len(tensors)))
+
+
+def _points(share: float) -> str:
+    """A share of accuracy in points."""
+    points = round(100 * share, 2)
+    return f"{points:g} point{'' if points == 1 else 's'}"
