@@ -54,7 +54,7 @@ def fit(
     budget: float | None = None,
     price: float | None = None,
     exits: Literal["auto", "all"] | int | Sequence[str] = "all",
-    heads: str = "linear+mlp",
+    heads: str = "mlp",
     blocks: str | Sequence[str] | None = None,
     batch: int = 32,
     seed: int = 0,

@@ -17,6 +17,7 @@ from ..progress import shown_steps
 from ..stopping.rule import Rule
 from ..threads import ThreadChoice
 from .engine import Engine
+from .timings import Timings
 
 _SAMPLES = 1024
 """Inputs a turn: enough for the mix of easy and hard ones, few enough for many turns. Single inputs: 128."""
@@ -50,6 +51,7 @@ def clock(
     *,
     batches: Sequence[int],
     repeats: int = 5,
+    timings: Timings | None = None,
     progress: bool = False,
 ) -> list[Clocked]:
     """Times every rule's engine and the network without exits on the same inputs, see `times`.
@@ -61,13 +63,14 @@ def clock(
             device.
         batches: sizes to time; 1,024 inputs a turn are cut into batches of that size, 128 at batch 1.
         repeats: turns.
+        timings: that the engines go by.
         progress: a bar on stderr.
     """
     samples = len(hidden(inputs))
     if not batches or min(batches) < 1 or max(batches) > samples:
         raise InputError(f"batch sizes {list(batches)} must lie between 1 and the {samples} inputs there are")
     network.eval()
-    engines = {name: Engine(network, rule) for name, rule in rules.items()}
+    engines = {name: Engine(network, rule, timings=timings) for name, rule in rules.items()}
     rows = []
     for size in batches:
         count = max(4, min(128, _SAMPLES // size))
