@@ -19,6 +19,8 @@ LAYERS: tuple[set[str], ...] = (
     {"costs", "record"},
     {"continuous", "training", "inference"},
     {"export", "report"},
+    {"early"},
+    {"fit"},
     {"runs", "flows"},
     {"workflow"},
     {"cli"},

@@ -3,6 +3,7 @@
     network --record--> Trace --solve--> Rule
     Engine(network, rule)(inputs) -> Answer
 
+    fit, EarlyExit, load                            a model and data to one that stops early, in one call
     stage, resnet, load_data, TensorData            networks with exits, and data in splits
     train, DepthLoss                                trained, where they are not yet
     record, flops, latency, Costs, Trace            what every sample meets at every exit, and what that costs

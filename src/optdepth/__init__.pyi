@@ -3,7 +3,9 @@ from .continuous.obstacle import free_boundary
 from .continuous.problem import StoppingProblem
 from .costs import flops
 from .data import load_data
+from .early import EarlyExit, load
 from .errors import InputError
+from .fit import fit
 from .inference.decoding import Decoder
 from .inference.engine import Engine
 from .inference.monitor import Monitor
@@ -30,6 +32,7 @@ __all__ = [
     "Costs",
     "Decoder",
     "DepthLoss",
+    "EarlyExit",
     "Engine",
     "Family",
     "FlowEngine",
@@ -45,10 +48,12 @@ __all__ = [
     "entropy",
     "evaluate",
     "finite_depth",
+    "fit",
     "flops",
     "free_boundary",
     "gap",
     "latency",
+    "load",
     "load_data",
     "load_network",
     "lookahead",
