@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "optdepth"
 
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
+    {"fields"},
     {"progress", "files", "palette", "batch"},
     {"tensor_files"},
     {"splits", "features", "tasks", "samples", "carving", "threads", "rewards"},
