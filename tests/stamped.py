@@ -24,7 +24,8 @@ def opened(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a file and what it says of them."""
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        return tensors, json.loads(file.metadata()["about"])
+        about = json.loads(file.metadata()["about"])
+    return tensors, {name: value for name, value in about.items() if name != CHECKSUM}
 
 
 def restamp_tensors(path: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], object]) -> None:

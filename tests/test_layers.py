@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "optdepth"
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
     {"fields"},
-    {"progress", "files", "palette", "batch"},
+    {"progress", "files", "palette", "batch", "outside"},
     {"tensor_files"},
     {"splits", "features", "tasks", "samples", "carving", "threads", "rewards"},
     {"recall", "tensors", "data"},

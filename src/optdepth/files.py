@@ -26,7 +26,7 @@ if sys.platform != "win32":
     import fcntl
 
 CHECKSUM = "sha256"
-"""The field that holds it, in JSON and in the metadata of tensors."""
+"""The field that holds it, in JSON and in the head of tensors."""
 _FULL = {errno.ENOSPC: "free some space there", errno.EDQUOT: "free some space there"}
 
 
@@ -77,11 +77,22 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     Raises:
         InputError: it holds a number that JSON lacks.
     """
+    plain = as_json(path, content)
+    sealed = {**plain, CHECKSUM: digest_of(plain).hexdigest()}
+    write_atomically(path, (json.dumps(sealed, indent=2) + "\n").encode())
+
+
+def as_json(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """The content as it will be read back from a file.
+
+    Raises:
+        InputError: it holds a number that JSON lacks.
+    """
     try:
-        plain = json.loads(json.dumps(content, allow_nan=False))
+        plain: dict[str, Any] = json.loads(json.dumps(content, allow_nan=False))
     except ValueError as error:
         raise InputError(f"cannot write {path}: a number in it is NaN or infinite ({error}); correct it") from None
-    write_atomically(path, (json.dumps({**plain, CHECKSUM: _digest(plain)}, indent=2) + "\n").encode())
+    return plain
 
 
 def read_json(path: Path, *, format: str, version: int, make_it: str) -> Fields:
@@ -96,9 +107,9 @@ def read_json(path: Path, *, format: str, version: int, make_it: str) -> Fields:
     with reading(path, make_it):
         content = parsed(path.read_bytes())
         checked(content, path, format, version, make_it)
-        plain = {name: value for name, value in content.items() if name != CHECKSUM}
-        check_digest(_digest(plain), content.get(CHECKSUM), path, make_it)
-        return Fields(plain, str(path), make_it)
+        told = content.pop(CHECKSUM, None)
+        check_digest(digest_of(content).hexdigest(), told, path, make_it)
+        return Fields(content, str(path), make_it)
 
 
 @contextmanager
@@ -164,10 +175,9 @@ def check_digest(found: str, told: Any, path: Path, make_it: str) -> None:
         raise InputError(f"{path} is damaged (it is not as it was written, by its checksum); {make_it}")
 
 
-def _digest(plain: dict[str, Any]) -> str:
-    """SHA-256 of what JSON says, however it is laid out."""
-    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+def digest_of(plain: dict[str, Any]) -> hashlib._Hash:
+    """SHA-256 of what JSON says, however it is laid out; more may be added."""
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
 
 
 def _no_number(word: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .fields import Fields
-from .files import CHECKSUM, check_digest, checked, damaged, parsed, reading, write_atomically
+from .files import CHECKSUM, as_json, check_digest, checked, damaged, digest_of, parsed, reading, write_atomically
 
 
 class Tensors:
@@ -57,8 +56,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: dict[str, An
         shared = tensor.untyped_storage().data_ptr()
         held[name] = tensor.clone() if shared in seen else tensor
         seen.add(shared)
-    text = json.dumps(about, allow_nan=False)
-    write_atomically(path, tensor_bytes(held, metadata={"about": text, CHECKSUM: _digest(held, text)}))
+    plain = as_json(path, about)
+    text = json.dumps({**plain, CHECKSUM: _digest(held, plain)})  # one text: safetensors writes several in any order
+    write_atomically(path, tensor_bytes(held, metadata={"about": text}))
 
 
 def read_tensors(path: Path, *, format: str, version: int, make_it: str) -> tuple[Tensors, Fields]:
@@ -70,9 +70,7 @@ def read_tensors(path: Path, *, format: str, version: int, make_it: str) -> tupl
     with reading(path, make_it):
         try:
             with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                text = metadata.get("about", "{}")
-                about = parsed(text)
+                about = parsed((file.metadata() or {}).get("about", "{}"))
                 checked(about, path, format, version, make_it)
                 held: dict[str, Tensor] = {
                     name: file.get_tensor(name)
@@ -80,13 +78,14 @@ def read_tensors(path: Path, *, format: str, version: int, make_it: str) -> tupl
                 }
         except SafetensorError as error:
             raise damaged(path, error, make_it) from None
-        check_digest(_digest(held, text), metadata.get(CHECKSUM), path, make_it)
+        told = about.pop(CHECKSUM, None)
+        check_digest(_digest(held, about), told, path, make_it)
         return Tensors(held, path, make_it), Fields(about, str(path), make_it)
 
 
-def _digest(tensors: Mapping[str, Tensor], about: str) -> str:
+def _digest(tensors: Mapping[str, Tensor], about: dict[str, Any]) -> str:
     """SHA-256 of the description and, by sorted name, each tensor's name, type, shape and bytes."""
-    digest = hashlib.sha256(about.encode())
+    digest = digest_of(about)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
