@@ -10,7 +10,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "optdepth"
 
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
-    {"progress", "files", "palette", "batch"},
+    {"fields"},
+    {"progress", "files", "palette", "batch", "outside"},
     {"tensor_files"},
     {"splits", "features", "tasks", "samples", "carving", "threads", "rewards"},
     {"recall", "tensors", "data"},

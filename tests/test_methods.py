@@ -145,4 +145,4 @@ def test_the_rule_of_the_handbook_is_solved_saved_and_reported(tmp_path: Path) -
     done = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["agreed"]["kind"] == "Agreed"
-    assert (run.folder / "rules" / "agreed" / "rule.json").is_file()
+    assert (run.folder / "rules" / "agreed" / "rule.safetensors").is_file()

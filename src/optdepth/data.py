@@ -25,6 +25,7 @@ from xxhash import xxh3_64
 
 from .carving import Carving
 from .errors import InputError
+from .outside import check_card, check_paths
 from .splits import Batches, carve
 
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "labels", "fine_label")
@@ -251,6 +252,8 @@ def _read(name: str) -> dict[str, datasets.Dataset]:
         return {"train": _digits()}
     if not Path(name).is_dir() and (Path(name).is_absolute() or name.startswith((".", "~"))):
         raise InputError(f"no such folder: {name}; {SOURCES}")
+    if Path(name).is_dir():
+        check_card(Path(name))
     try:
         found = datasets.load_dataset(str(name))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -287,9 +290,13 @@ def _standard(table: datasets.Dataset, name: str) -> datasets.Dataset:
     table = table.select_columns([image, label])
     table = table.rename_columns({old: new for old, new in ((image, "image"), (label, "label")) if old != new})
     try:
-        return table.cast_column("image", datasets.Image(decode=False))
+        table = table.cast_column("image", datasets.Image(decode=False))
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}: column {image} holds no images; store encoded files in it") from error
+    for batch in table.data["image"].chunks:  # without the bytes
+        named = batch.field("path").filter(batch.field("bytes").is_null()).drop_null()
+        check_paths(named.to_pylist(), name)
+    return table
 
 
 def _classes(tables: dict[str, datasets.Dataset], name: str) -> tuple[str, ...]:
@@ -338,6 +345,8 @@ def _digests(table: datasets.Dataset, classes: tuple[str, ...]) -> Int64[np.ndar
 def _content(cell: dict[str, Any], where: str) -> bytes:
     """The encoded image in a table's cell, or in the file that it names."""
     try:
+        if cell["bytes"] is None and not Path(cell["path"]).is_file():  # a pipe or a device would never end
+            raise OSError("no such file")
         content: bytes = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
     except (OSError, TypeError) as error:
         raise InputError(f"{where} ({cell and cell['path']}): unreadable image; replace or remove it") from error

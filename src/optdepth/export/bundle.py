@@ -27,7 +27,7 @@ from ..networks.signature import Signature
 from ..progress import shown_steps
 from ..stopping.rule import Rule
 from .backend import Backend, backend_of
-from .folder import bundle_folder
+from .folder import bundle_folder, graph_file
 from .inputs import Array, described
 from .parts import Part, parts_of, through
 from .runtime import FORMAT, MANIFEST, VERSION, Runtime
@@ -160,12 +160,13 @@ def _write(
             content = backend.write(part, tuple(leaf.clone() for leaf in first.given), free, outputs)
         except InputError as error:
             raise InputError(f"torch cannot export the network up to exit {part.exit} ({error})") from error
-        name = f"exit{part.exit}{backend.suffix}"
+        digest = hashlib.sha256(content).hexdigest()
+        name = graph_file(part.exit, digest, backend.suffix)
         write_atomically(folder / name, content)
         about.append(
             {
                 "file": name,
-                "sha256": hashlib.sha256(content).hexdigest(),
+                "sha256": digest,
                 "exit": part.exit,
                 "takes": len(first.given),
                 "carried": len(first.carried),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -123,8 +124,10 @@ class Engine:
                 only where the rule looks. There is no time to try threads: it is one until another call has.
 
         Raises:
-            InputError: no samples, NaN or infinity, or a price that no rule was solved at.
+            InputError: no samples, NaN or infinity, a deadline that is NaN, or a price that no rule was solved at.
         """
+        if deadline is not None and math.isnan(deadline):
+            raise InputError("deadline is NaN; give milliseconds from now, or none")
         end = None if deadline is None else time.perf_counter() + deadline / 1e3
         samples = len(hidden(inputs))
         if samples == 0:
