@@ -10,9 +10,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "optdepth"
 
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
-    {"progress", "files", "palette", "batch"},
-    {"tensor_files"},
-    {"splits", "features", "tasks", "samples", "carving", "threads", "rewards"},
+    {"progress", "files", "palette", "batch", "interrupts"},
+    {"tensor_files", "tasks"},
+    {"splits", "features", "samples", "carving", "threads", "rewards"},
     {"recall", "tensors", "data"},
     {"trace"},
     {"stopping", "networks"},

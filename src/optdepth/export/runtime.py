@@ -20,6 +20,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import read_json
+from ..interrupts import interrupts
 from .backend import Graph, backend_of
 from .inputs import Array, Inputs, Takes
 
@@ -157,6 +158,8 @@ class _Part:
         try:
             found = self._run(carried)
         except Exception as error:  # the errors of libraries that serve share no base class
+            if interrupts(error):
+                raise
             raise InputError(f"the graph of exit {self.exit} cannot run on these inputs ({_line(error)})") from None
         logits = found[self.carries]
         stops = np.ones(len(logits), dtype=bool) if self.last else found[self.carries + 1]
