@@ -334,9 +334,9 @@ def test_examples_that_are_no_inputs_are_refused(setting: Setting, tmp_path: Pat
         ([], "an empty list"),
         ([inputs[:2], {"images": inputs[:2]}], "a tensor of inputs and a dict of images"),
         ([inputs[:2], inputs[:2].double()], "float32 of 4 dimensions and torch.float64 of 4 dimensions"),
-        (inputs[:2].bfloat16(), "numpy has no bfloat16"),
+        (inputs[:2].bfloat16(), "give floats as torch.float32"),
         ((inputs[:2], inputs[:3]), "batches of sizes"),
-        ({"images": inputs[:2]}, "the network cannot run the examples"),
+        ({"images": inputs[:2]}, r"the network cannot run inputs\['images'\] float32"),
         (inputs[:2].numpy(), "give a tensor"),
     ):
         with unchecked(), pytest.raises(InputError, match=words) as error:
@@ -356,9 +356,7 @@ def test_only_a_bundle_is_written_over(setting: Setting, bundle: Path, tmp_path:
     (tmp_path / "full" / "thesis.txt").write_text("years of work")
     refused(tmp_path / "full", "something else than a bundle, thesis.txt")
     refused(tmp_path / "full" / "thesis.txt", "something else than a bundle, thesis.txt")
-    refused(
-        tmp_path / "full" / "thesis.txt" / "bundle", r"cannot write .*bundle \(.*\); give a place that"
-    )
+    refused(tmp_path / "full" / "thesis.txt" / "bundle", r"cannot write .*bundle \(.*\); give a place that")
     (tmp_path / "full" / "manifest.json").write_text("{}")  # other programs have manifests too
     refused(tmp_path / "full", "something else than a bundle")
     shutil.copytree(bundle, tmp_path / "bundle")

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from .batch import Inputs, State, hidden
-from .networks import StagedNetwork
+from .networks import StagedNetwork, served
 from .threads import light
 from .trace import Costs
 
@@ -42,14 +42,12 @@ def flops(network: StagedNetwork, example: Inputs) -> Costs:
 
 @torch.inference_mode()
 def _walk(network: StagedNetwork, inputs: Inputs, measured: Callable[[Callable[[], State]], State]) -> None:
-    """One pass in evaluation mode, every part through `measured`: the stem, then stage and head, exit by exit."""
-    training = network.training
-    network.eval()
+    """One pass as it is served, every part through `measured`: the stem, then stage and head, exit by exit."""
+    network = served(network)
     state = measured(lambda: network.start(inputs))
     for k in range(len(network.exits)):
         state = measured(lambda k=k, before=state: network.advance(before, k))  # type: ignore[misc]
         measured(lambda k=k, state=state: network.answer(state, k))  # type: ignore[misc]
-    network.train(training)
 
 
 def _costs(parts: np.ndarray, unit: str) -> Costs:

@@ -26,6 +26,7 @@ from .attach import Places, choose
 from .blocks import blocks_of, holders, learned_after, named_blocks, outside, residual_additions, rest_of_block
 from .graph import ModelGraph, graph_of
 from .heads import HEADS, HeadKind, head_kind
+from .modes import in_mode_of
 from .parts import Cut, live, part
 from .signature import Signature, Stem, answer_of, evaluation
 from .staged import BUILDERS, Exit, StagedNetwork
@@ -90,7 +91,7 @@ def stage(
         network.config = {"family": "staged", "head": head, "blocks": blocks, "output": output, "seed": seed}
         network = network.eval().keep(choose(network.exits, exits))
         _check(model, network, example, expected)
-    return network.train(model.training)
+    return in_mode_of(network, model)
 
 
 def _cuts(

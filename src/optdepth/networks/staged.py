@@ -16,6 +16,7 @@ from ..batch import Inputs, State
 from ..errors import InputError
 from ..files import damaged, rebuilding
 from ..tensor_files import read_tensors, write_tensors
+from .modes import in_mode_of
 
 BUILDERS: dict[str, Callable[..., "StagedNetwork"]] = {}
 """Builders by family name. A family registers itself here, so that this file need not import it."""
@@ -128,13 +129,14 @@ class StagedNetwork(nn.Module):
             raise InputError(f"exits {list(names)} lack the last one: add {valid[-1]!r}")
         kept = [k for k, name in enumerate(valid) if name in names]
         stages, bounds = list(self.stages), itertools.pairwise([-1, *kept])
-        return StagedNetwork(
+        kept_only = StagedNetwork(
             self.stem,
             [_merge(stages[before + 1 : k + 1]) for before, k in bounds],
             [self.heads[k] for k in kept],
             [self.exits[k] for k in kept],
             None if self.config is None else {**self.config, "exits": [valid[k] for k in kept]},
-        ).train(self.training)
+        )
+        return in_mode_of(kept_only, self)
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with the exits, the architecture and every bit of the weights.
