@@ -208,9 +208,9 @@ class Fixed(Mixing):
     ("model", "message"),
     [
         (Mixing, "samples influence each other"),
-        (Branching, r"torch.export cannot follow Branching.*blocks="),
+        (Branching, r"Branching decides by values at test_cut.py:\d+"),
         (Normalised, "F.batch_norm between its blocks"),
-        (Fixed, r"torch.export cannot follow Fixed"),
+        (Fixed, "Fixed works at the batch size of the example alone"),
     ],
 )
 def test_refused(model: type[nn.Module], message: str) -> None:
@@ -307,5 +307,3 @@ def test_minilm_with_its_trained_weights() -> None:
     assert hidden(network.start(dict(batch))).shape == (2, batch["input_ids"].shape[1], 384)
     with pytest.raises(InputError, match="'last_hidden_state', 'pooler_output': say with output="):
         stage(model, example=dict(batch))
-    with pytest.raises(InputError, match=r"give dict\(example\)"):
-        stage(model, example=batch)

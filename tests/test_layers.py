@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "optdepth"
 
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
-    {"progress", "files", "palette", "batch"},
+    {"progress", "files", "palette", "batch", "libraries"},
     {"splits", "features", "tasks", "samples", "carving", "threads"},
     {"recall", "tensors", "data"},
     {"trace"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,12 @@ State = Any
 """A pytree of tensors whose first dimension is the batch; for our residual networks, one tensor."""
 
 Inputs = Any
-"""What a network takes: one tensor, or a tuple or dict of tensors, the batch first in each."""
+"""What a network takes: one tensor, or a tuple or mapping of tensors, the batch first in each."""
+
+
+def plain(inputs: Inputs) -> Inputs:
+    """A mapping that is no dict, such as the `BatchEncoding` of a tokenizer, as one; other inputs as they are."""
+    return dict(inputs) if isinstance(inputs, Mapping) and not isinstance(inputs, dict) else inputs
 
 
 def hidden(state: State) -> Tensor:

@@ -7,19 +7,19 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-from .batch import Inputs, hidden
+from .batch import Inputs, hidden, plain
 from .networks import StagedNetwork
+from .networks.work import counted
 from .threads import light
 from .trace import Costs
 
 
 @light
 def flops(network: StagedNetwork, example: Inputs) -> Costs:
-    """Floating-point operations a sample, counted by `torch.utils.flop_counter` on one pass.
+    """Floating-point operations a sample, counted on one pass.
 
-    The counter sees matrix products and convolutions; the features and the rule, a few operations a class, are
+    Counted are matrix products, convolutions and attention; the features and the rule, a few operations a class, are
     left out. The head's work is the cost of looking, and answering is then free.
 
     Args:
@@ -30,11 +30,11 @@ def flops(network: StagedNetwork, example: Inputs) -> Costs:
         1.0
     """
     counts: list[float] = []
+    example = plain(example)
 
     def measured(work: Callable[[], Tensor]) -> Tensor:
-        with FlopCounterMode(display=False) as counter:
-            result = work()
-        counts.append(counter.get_total_flops() / len(hidden(example)))
+        count, result = counted(work)
+        counts.append(count / len(hidden(example)))
         return result
 
     _walk(network, example, measured)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader
 
-from .batch import Inputs, select
+from .batch import Inputs, plain, select
 from .errors import InputError
 from .splits import Batches, carve
 
@@ -79,6 +79,7 @@ class TensorData:
         Raises:
             InputError: inputs and labels of different lengths, or shares that leave nothing.
         """
+        table, test = ((plain(inputs), labels) for inputs, labels in (table, test))
         for what, (inputs, labels) in (("table", table), ("test", test)):
             sizes = {len(tensor) for tensor in tree_leaves(inputs)}
             if sizes != {len(labels)}:

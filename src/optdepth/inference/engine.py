@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ..batch import Inputs, State, check_finite, hidden, now, select
+from ..batch import Inputs, State, check_finite, hidden, now, plain, select
 from ..errors import InputError
 from ..networks import StagedNetwork
 from ..stopping.rule import Rule
@@ -125,6 +125,7 @@ class Engine:
             InputError: no samples, NaN or infinity, or a price that no rule was solved at.
         """
         end = None if deadline is None else time.perf_counter() + deadline / 1e3
+        inputs = plain(inputs)
         samples = len(hidden(inputs))
         if samples == 0:
             raise InputError("an empty batch has no answers")
@@ -142,6 +143,7 @@ class Engine:
         Args:
             example: inputs like those to come; repeated to fill the sizes.
         """
+        example = plain(example)
         rows = hidden(example)
         for size in self.sizes or (len(rows),):
             inputs = select(example, torch.arange(size, device=rows.device) % len(rows))

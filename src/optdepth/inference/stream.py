@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map
 
-from ..batch import Inputs, State, check_finite, hidden, select
+from ..batch import Inputs, State, check_finite, hidden, plain, select
 from ..errors import InputError
 from .engine import Engine
 from .legs import Remembered
@@ -149,7 +149,7 @@ class _Stream:
                 if sample is _END:
                     open_ = False
                     continue
-                self._arrive(sample)
+                self._arrive(plain(sample))
                 yield from self._ready()
                 continue
             if key is None:  # no room for another sample, or none left: the fullest queue, the deepest of those

@@ -138,10 +138,10 @@ class StagedNetwork(nn.Module):
         """16 hexadecimal digits that change with the exits, the architecture and every bit of the weights.
 
         SHA-256 over exit names and, by sorted key, each tensor's name, type, shape and bytes: the same on
-        every device and in every process.
+        every device and in every process. Of quantised weights it is over the tensors that they are made of.
         """
         digest = hashlib.sha256(json.dumps([exit.name for exit in self.exits]).encode())
-        for key, tensor in sorted(self.state_dict().items()):
+        for key, tensor in (each for item in sorted(self.state_dict().items()) for each in _plain(*item)):
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -154,6 +154,12 @@ class StagedNetwork(nn.Module):
         """
         if self.config is None:
             raise InputError("a network without a config cannot be saved: build it with optdepth.resnet or stage")
+        made = [tensor for tensor in self.state_dict().values() if hasattr(tensor, "__tensor_flatten__")]
+        if made:
+            raise InputError(
+                f"weights of type {type(made[0]).__name__} cannot be saved: save the network before it is quantised, "
+                "and quantise what load_network returns"
+            )
         about = {"format": FORMAT, "version": VERSION}
         write_tensors(Path(folder) / WEIGHTS, self.state_dict(), about)
         header = {**about, "config": self.config, "fingerprint": self.fingerprint()}
@@ -204,6 +210,14 @@ def load_network(folder: str | Path, *, model: nn.Module | None = None, example:
     if network.fingerprint() != header.get("fingerprint"):
         raise InputError(f"{folder}: {HEADER} and {WEIGHTS} are not of the same network; {again}")
     return network.eval()
+
+
+def _plain(key: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
+    """A tensor of a type of its own as the plain ones that it holds, with their names."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [(key, tensor)]
+    inner, _ = tensor.__tensor_flatten__()
+    return [each for name in inner for each in _plain(f"{key}.{name}", getattr(tensor, name))]
 
 
 def _merge(stages: Sequence[nn.Module]) -> nn.Module:
