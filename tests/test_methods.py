@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from conftest import noisy_trace
 from optdepth.cli import main
 from optdepth.errors import InputError
+from optdepth.networks import resnet
 from optdepth.report import Provenance, figures, write_report
 from optdepth.report.study import Study
 from optdepth.stopping import methods
@@ -24,7 +25,7 @@ from optdepth.stopping.frontier import frontier
 from optdepth.stopping.methods import METHODS, Method, baselines, method_of, register
 from optdepth.stopping.regression import Function
 from optdepth.stopping.rule import FixedDepth, Rule
-from optdepth.workflow import Run
+from optdepth.workflow import Run, record_run
 
 ROOT = Path(__file__).resolve().parents[1]
 PRICE = 0.1
@@ -38,6 +39,15 @@ def own() -> Iterator[str]:
     del methods._METHODS[OWN.name]
 
 
+def recorded(folder: Path) -> Run:
+    """A run up to its traces, of a network that has learned nothing."""
+    run = Run(folder)
+    run.begin("digits", 0, None)
+    resnet(8, classes=10, channels=1, width=4, seed=0).save(folder / "network")
+    record_run(run, measure="flops", batch=1, progress=False)
+    return run
+
+
 def test_a_method_of_ones_own_is_swept_like_any_other(own: str) -> None:
     fit, test = noisy_trace(1_000, exits=3).split(0.5, 0.5, seed=0)
     assert own in METHODS
@@ -47,9 +57,7 @@ def test_a_method_of_ones_own_is_swept_like_any_other(own: str) -> None:
 
 
 def test_it_is_solved_on_the_command_line(own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run(tmp_path / "run")
-    run.begin("digits", 0, None)
-    noisy_trace(500, exits=3).save(run.folder / "traces" / "fit.safetensors")
+    run = recorded(tmp_path / "run")
     for method in (own, "all"):
         monkeypatch.setattr(sys, "argv", ["optdepth", "solve", str(run.folder), "--price", "0.1", "--method", method])
         with pytest.raises(SystemExit) as done:
@@ -130,9 +138,7 @@ def test_the_rule_of_the_handbook_is_solved_saved_and_reported(tmp_path: Path) -
     text = (ROOT / "docs" / "extending.md").read_text()
     (code,) = re.findall(r"## A rule of your own\n.*?```python\n(.*?)```", text, flags=re.S)
     (tmp_path / "mine.py").write_text(code)
-    run = Run(tmp_path / "run")
-    run.begin("digits", 0, None)
-    noisy_trace(500, exits=3).save(run.folder / "traces" / "fit.safetensors")
+    run = recorded(tmp_path / "run")
     (command,) = re.findall(r"^python -c '(.*?)' solve RUN (.*)$", text, flags=re.M)
     args = [sys.executable, "-c", command[0], "solve", str(run.folder), *command[1].split(), "--json"]
     done = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, check=False)
