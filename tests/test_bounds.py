@@ -30,7 +30,7 @@ def induced(trace: Trace, price: float) -> GainRule:
 
 
 @pytest.mark.parametrize(
-    ("simulate", "known"), [(american_put, PUT_VALUES[0.2, 1]), (max_call, MAX_CALL_VALUE)], ids=["put", "max-call"]
+    ("simulate", "known"), [(american_put, PUT_VALUES[36, 0.2, 1]), (max_call, MAX_CALL_VALUE)], ids=["put", "max-call"]
 )
 def test_rule_and_dual_bound_bracket_the_published_value_of_an_option(simulate, known: float) -> None:
     fit, test = simulate(20_000, seed=1), simulate(20_000, seed=2)

@@ -260,7 +260,7 @@ def test_heads() -> None:
         assert not any(logits.any() for logits in network(example)[:-1])
     per_token, example = build("transformers bert, per token")
     network = stage(per_token, example=example, head="token", exits="all")
-    assert all(isinstance(made, TokenHead) for made in network.heads[:-1])
+    assert all(isinstance(made.head, TokenHead) for made in network.heads[:-1])
     assert all(logits.shape == (3, 9, 5) for logits in network(example))
     convnet, example = build("torchvision resnet")
     with pytest.raises(InputError, match=r"head='own' at layer1: the state has shape .* give head='linear'"):

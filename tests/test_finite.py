@@ -24,13 +24,13 @@ class Table(Rule):
 
     def __init__(self, origin: Origin, table: Tensor) -> None:
         super().__init__(origin, ("state",))
-        self.register_buffer("table", table)
+        self._table = table
 
     def stop(self, k: int, observation: Tensor) -> Tensor:
-        return self.table[k][observation[:, 0].long()]
+        return self._table[k][observation[:, 0].long()]
 
     def arguments(self) -> dict[str, Any]:
-        return {"table": self.table}
+        return {"table": self._table}
 
 
 def chain(random: np.random.Generator, samples: int, price: float) -> tuple[Trace, Table]:

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "optdepth"
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
     {"progress", "files", "palette", "batch", "libraries"},
-    {"splits", "features", "tasks", "samples", "carving", "threads"},
+    {"splits", "features", "tasks", "samples", "carving", "threads", "rewards"},
     {"recall", "tensors", "data"},
     {"trace"},
     {"stopping", "networks"},

@@ -267,7 +267,7 @@ def test_a_mapping_that_is_no_dict_goes_where_a_dict_goes(tmp_path: Path) -> Non
     assert costs.reach.tolist() == od.flops(network, example).reach.tolist()
     labels = torch.tensor([0, 1, 0])
     trace = od.record(network, [(batch, labels)], costs)
-    rule = od.FixedDepth(od.stopping.rule.Origin.of(trace), 1)
+    rule = od.stopping.rule.FixedDepth(od.stopping.rule.Origin.of(trace), 1)
     assert torch.equal(od.Engine(network, rule)(batch).logits, od.Engine(network, rule)(example).logits)
     data = od.TensorData.of("made up", (batch, labels), (batch, labels), fit=0.34, certify=0.34, seed=0)
     assert set(next(data.batches("test"))[0]) == set(example)

@@ -66,6 +66,55 @@ def test_exit_cuts_improve_on_their_start_and_no_single_cut_betters_them(seed: i
         assert found <= value_of_cuts(score, values, changed) + 1e-9
 
 
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_where_stopping_is_barred_no_cut_stops_and_the_best_is_found_among_the_others(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    score = random.integers(0, 6, (30, 3)).astype(np.float32)
+    score[random.random(score.shape) < 0.4] = -np.inf
+    values = random.normal(size=(30, 4)) - [4, 0, 0, 0]  # stopping at once is what a cut of -inf would be taken for
+    cut, mean = common_cut(score, values)
+    tried = [value_of_cuts(score, values, np.full(3, c)) for c in [*range(6), np.inf]]
+    assert cut > -np.inf
+    assert mean == pytest.approx(min(tried))
+    cuts = exit_cuts(score, values, np.full(3, cut, dtype=np.float32))
+    assert (cuts > -np.inf).all()
+    for k, other in itertools.product(range(3), [*range(6), np.inf]):
+        changed = cuts.copy()
+        changed[k] = other
+        assert value_of_cuts(score, values, cuts) <= value_of_cuts(score, values, changed) + 1e-9
+    assert common_cut(np.full((30, 3), -np.inf, dtype=np.float32), values)[0] == np.inf
+
+
+@pytest.mark.parametrize("per_exit", [False, True])
+@pytest.mark.parametrize(("solver", "feature"), [(confidence, "confidence"), (entropy, "entropy")])
+def test_cuts_lie_between_scores_so_that_no_rounding_decides(solver, feature: str, per_exit: bool) -> None:
+    """Scores a thousandth apart: moved by a third of that, up or down, all samples stop where they stopped."""
+    random = np.random.default_rng(0)
+    scores = random.permutation(400 * 4).reshape(400, 4) / 1_000 - 0.5
+    losses = random.random((400, 4)) + 0.5 * (scores if feature == "entropy" else -scores)
+    moved = scores + np.where(random.random(scores.shape) < 0.5, -1, 1) / 3_000
+    costs = Costs.of(np.arange(1.0, 5.0))
+    fit, again = (Trace(losses, seen[:, :, None], costs, (feature,)) for seen in (scores, moved))
+    for price in (0.0, 0.02, 0.1, 0.3):
+        rule = solver(fit, price=price, per_exit=per_exit)
+        np.testing.assert_array_equal(rule.stopped_at(again), rule.stopped_at(fit))
+
+
+def test_a_cut_is_halfway_between_neighbours_and_as_far_below_the_least_score() -> None:
+    values = np.array([[0.0, 1.0], [0.0, 1.0], [2.0, 1.0]])  # the first two are to stop, the third is not
+    for levels, expected in (([4, 3, 1], 2.0), ([3, 3, 1], 2.0)):
+        assert common_cut(np.array(levels, dtype=np.float32)[:, None], values)[0] == expected
+    at_once = np.array([[0.0, 1.0]] * 3)
+    for levels, expected in (([4, 3, 1], 0.0), ([3, 3, 3], 1.5), ([-3, -3, -3], -4.5), ([0, 0, 0], -0.5)):
+        assert common_cut(np.array(levels, dtype=np.float32)[:, None], at_once)[0] == expected
+    one = np.float32(1.0)
+    beside = np.nextafter(one, np.float32(2))  # nothing lies between the two: then the cut is the score
+    assert common_cut(np.array([[beside], [beside], [one]]), values)[0] == beside
+    widest = np.finfo(np.float32).max
+    assert common_cut(np.array([[widest], [widest], [-widest]]), at_once)[0] == -widest
+
+
 def test_a_threshold_stops_at_equality_on_either_side() -> None:
     origin = Origin.of(noisy_trace(10, exits=2))
     seen = torch.tensor([[0.4], [0.5], [0.6]])

@@ -19,6 +19,7 @@ from .errors import InputError
 from .features import Answers, observe
 from .files import read_tensors, write_tensors
 from .recall import Windows, checked, every_answer
+from .rewards import discounted, seen_among
 from .samples import Samples
 from .threads import light
 
@@ -125,6 +126,8 @@ class Trace:
             few states do.
         network: fingerprint of the network recorded, empty when there is none.
         recall: which exits' answers the losses are of, where an exit does not answer by itself; see `optdepth.recall`.
+        reward: the feature that is the reward, where `from_rewards` found that one is and that no reward is negative:
+            where it is 0 stopping earns nothing, and going on cannot earn less.
         disagreement: (N, K) whether the answer at each exit is another than at the last; None where nobody can say.
 
     Example:
@@ -144,6 +147,7 @@ class Trace:
     identity: Int[Array, " N"] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     network: str = ""
     recall: Windows = ()
+    reward: str = ""
     disagreement: Bool[Array, "N K"] | None = None
 
     def __post_init__(self) -> None:
@@ -263,7 +267,8 @@ class Trace:
 
         Args:
             rewards: of stopping at each exit.
-            observations: what may be seen there.
+            observations: what may be seen there. If one of them is the reward, in any unit, and no reward is negative,
+                solved rules go on where it is 0 and going on is free, and are fitted on the other samples alone.
             costs: of the exits; none when not given, and then the price to solve at is 0.
             discount: what a reward keeps of its worth from one exit to the next, in (0, 1]; or (K,) what it keeps until
                 each exit.
@@ -272,12 +277,9 @@ class Trace:
         gained = np.asarray(rewards, dtype=np.float64)
         if gained.ndim != 2:
             raise InputError(f"rewards must be (N, K); got shape {gained.shape}")
-        given = np.asarray(discount, dtype=np.float64)
-        kept = given ** np.arange(gained.shape[1]) if given.ndim == 0 else given
-        if kept.shape != gained.shape[1:] or not ((kept > 0) & (kept <= 1)).all():
-            raise InputError(f"discount {discount} must be one factor in (0, 1], or one for each of the K exits")
         exits = costs if costs is not None else Costs.of(np.zeros(gained.shape[1]))
-        return cls(-kept * gained, np.asarray(observations), exits, **rest)
+        made = cls(-discounted(gained, discount), np.asarray(observations), exits, **rest)
+        return replace(made, reward=seen_among(gained, made.observations, made.features))
 
     def __len__(self) -> int:
         return len(self.losses)
@@ -335,7 +337,7 @@ class Trace:
         """One trace of the samples of several, recorded from the same source, network and exits."""
         first = traces[0]
         for other in traces[1:]:
-            shared = ("source", "network", "features", "recall")
+            shared = ("source", "network", "features", "recall", "reward")
             same = all(getattr(other, name) == getattr(first, name) for name in shared)
             if not same or not np.array_equal(other.costs.paid(), first.costs.paid()):
                 raise InputError(f"traces to concatenate must share {', '.join(shared)} and costs")
@@ -365,6 +367,7 @@ class Trace:
             tensors["disagreement"] = self.disagreement
         about = {"format": _FORMAT, "version": _VERSION, "features": self.features, "unit": self.costs.unit}
         about |= {"source": self.source, "network": self.network, "recall": self.recall}
+        about |= {"reward": self.reward}
         write_tensors(Path(path), {name: torch.as_tensor(value) for name, value in tensors.items()}, about)
 
     @classmethod
@@ -385,6 +388,7 @@ class Trace:
                 identity=tensors["identity"],
                 network=about["network"],
                 recall=about.get("recall", ()),
+                reward=about.get("reward", ""),
                 disagreement=tensors.get("disagreement"),
             )
         except KeyError as error:

@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..trace import Trace
 from .family import solver
 from .rule import Origin, Rule
+from .scale import weighed
 
 Array = np.ndarray
 
@@ -108,7 +109,7 @@ def tuned(trace: Trace, feature: str, *, below: bool = False, per_exit: bool = F
     score = trace.columns([feature])[:, :-1, 0] * np.float32(-1 if below else 1)
 
     def at(price: float) -> Threshold:
-        values = trace.losses + price * trace.costs.paid()
+        values = weighed(trace.losses, trace.costs.paid(), price)
         cuts = np.full(trace.n_exits - 1, common_cut(score, values)[0], dtype=np.float32)
         if per_exit:
             cuts = exit_cuts(score, values, cuts)
@@ -118,25 +119,27 @@ def tuned(trace: Trace, feature: str, *, below: bool = False, per_exit: bool = F
     return at
 
 
-def common_cut(score: Float[Array, "N K-1"], values: Float[Array, "N K"]) -> tuple[float, float]:
+def common_cut(score: Float[Array, "N D"], values: Float[Array, "N D+1"]) -> tuple[float, float]:
     """The one cut c with the least mean of values at the first exit where score >= c, and that mean; exact.
 
     A sample leaves exit k behind when the running maximum of its score is below c, and then its value changes by
-    values[k+1] - values[k]: so the mean over all cuts is one cumulative sum in the order of the running maxima.
+    values[k+1] - values[k]: so the mean over all cuts is one cumulative sum in the order of the running maxima. A score
+    of -inf never stops; infinity is the cut that stops none.
     """
     highest = np.maximum.accumulate(score, axis=1).ravel()
     change = np.diff(values, axis=1).ravel()
     order = np.argsort(highest, kind="stable")
     levels, first = np.unique(highest[order], return_index=True)
     total = np.concatenate([[0.0], np.cumsum(change[order])])
-    sums = np.append(total[first], total[-1])
-    best = sums.argmin()
-    return float(np.append(levels, np.inf)[best]), float(values[:, 0].mean() + sums[best] / len(values))
+    never = int(np.isneginf(levels[0]))
+    sums = np.append(total[first], total[-1])[never:]
+    best = int(sums.argmin())
+    return _cut(levels[never:], best), float(values[:, 0].mean() + sums[best] / len(values))
 
 
 def exit_cuts(
-    score: Float[Array, "N K-1"], values: Float[Array, "N K"], start: Float[Array, " K-1"], sweeps: int = 10
-) -> Float[Array, " K-1"]:
+    score: Float[Array, "N D"], values: Float[Array, "N D+1"], start: Float[Array, " D"], sweeps: int = 10
+) -> Float[Array, " D"]:
     """One cut per exit by coordinate descent, deepest exit first, each on the samples that reach it."""
     cuts = start.copy()
     for _ in range(sweeps):
@@ -155,11 +158,30 @@ def exit_cuts(
 
 
 def _best_cut(score: Float[Array, " n"], change: Float[Array, " n"]) -> float:
-    """The cut with the least sum of change over the samples with score >= cut; infinity stops none."""
+    """The cut with the least sum of change over the samples with score >= cut; as in `common_cut`."""
     order = np.argsort(-score, kind="stable")
     levels = score[order]
     total = np.cumsum(change[order])
-    last_of_level = np.append(levels[1:] != levels[:-1], True)
-    candidates = np.flatnonzero(last_of_level)
-    best = candidates[total[candidates].argmin()]
-    return float(levels[best]) if total[best] < 0 else float("inf")
+    last_of_level = np.append(levels[1:] != levels[:-1], True) & ~np.isneginf(levels)
+    candidates = np.flatnonzero(last_of_level)[::-1]
+    sums = np.append(total[candidates], 0.0)
+    best = len(sums) - 1 - int(sums[::-1].argmin())
+    return _cut(levels[candidates], best)
+
+
+def _cut(levels: Float[Array, " L"], lowest: int) -> float:
+    """The cut that stops scores from the level at `lowest` on, of distinct ones that rise; infinity beyond the last.
+
+    It is halfway to the level below: a score is computed to a few digits more or less with the size of the batch, and
+    where a cut is a score of the fit split, that decides. Nothing is known below the least level: the cut is as far
+    below it as if the levels went on.
+    """
+    if lowest == len(levels):
+        return float("inf")
+    level = float(levels[lowest])
+    if lowest > 0:
+        below = float(levels[lowest - 1])
+    else:
+        below = 2 * level - float(levels[1]) if len(levels) > 1 else level - (abs(level) or 1.0)
+    cut = float(levels.dtype.type(max((level + below) / 2, float(np.finfo(levels.dtype).min))))
+    return cut if cut > below else level  # neighbours in the last digit have nothing between them

@@ -16,6 +16,7 @@ from .gain import GainRule, frugal
 from .posterior import expected_losses
 from .regression import Regression, bases, shuffled
 from .rule import Origin, Rule
+from .scale import common_exponent, priced
 
 
 @solver
@@ -43,7 +44,9 @@ def lookahead(trace: Trace, *, features: Sequence[str] | None = None, seed: int 
     step = np.diff(trace.costs.paid())
 
     def at(price: float) -> GainRule:
-        gains = [fit.function(plus=-price * float(step[k])) for k, fit in enumerate(fits)]
+        by = common_exponent(drop, step, price)
+        toll = priced(step, price, by)
+        gains = [fit.function(-float(toll[k]), by) for k, fit in enumerate(fits)]
         return GainRule(Origin.of(trace, price), chosen, gains)
 
     return at

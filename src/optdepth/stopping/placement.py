@@ -22,6 +22,7 @@ from ..trace import Trace
 from .family import check_price
 from .posterior import expected_losses
 from .regression import CrossFit, Ramps, shuffled
+from .scale import common_exponent, priced, shrunk
 
 Array = np.ndarray
 Exits = tuple[int, ...]
@@ -130,14 +131,14 @@ def place(trace: Trace, *, price: float, most: int | None = None, seed: int = 0)
     room = chosen[:, 0] - tails.bound()
     return Placement(
         kept=best,
-        value=float(chosen[:, 1].mean()),
-        error=_error(chosen[:, 1]),
-        every=float(tails.of(range(trace.n_exits))[:, 1].mean()),
-        last=float(tails.of((early,))[:, 1].mean()),
+        value=tails.unit * float(chosen[:, 1].mean()),
+        error=tails.unit * _error(chosen[:, 1]),
+        every=tails.unit * float(tails.of(range(trace.n_exits))[:, 1].mean()),
+        last=tails.unit * float(tails.of((early,))[:, 1].mean()),
         n_exits=trace.n_exits,
         tried=len(tried),
         exhaustive=exhaustive,
-        distance=0.0 if exhaustive else max(0.0, float(room.mean())) + 2 * _error(room),
+        distance=0.0 if exhaustive else tails.unit * (max(0.0, float(room.mean())) + 2 * _error(room)),
     )
 
 
@@ -151,14 +152,17 @@ class _Tails:
 
     A tail is (N, 2): column 0 with the losses that rules are fitted on (without label noise where the trace allows it),
     which decides; column 1 with the realised ones, which is reported. The trunk counts in full, looks from the tail's
-    first exit on.
+    first exit on. Everything is counted in `unit`, a power of two that keeps the numbers near 1.
     """
 
     def __init__(self, trace: Trace, price: float) -> None:
         costs, observations = trace.costs, trace.observations
         losses = np.stack([expected_losses(trace), trace.losses], axis=2)
-        self.stop: Float[Array, "N K 2"] = losses + price * (costs.reach + costs.look + costs.answer)[:, None]
-        self.look: Float[Array, " K"] = price * costs.look
+        once = costs.reach + costs.look + costs.answer
+        by = common_exponent(losses, once, price)
+        self.unit = math.ldexp(1.0, by) if by < 1024 else math.inf
+        self.stop: Float[Array, "N K 2"] = shrunk(losses, by) + priced(once, price, by)[:, None]
+        self.look: Float[Array, " K"] = priced(costs.look, price, by)
         self.last = trace.n_exits - 1
         seen = [observations[:, k] for k in range(self.last)]
         self.fits = [CrossFit(Ramps.of(columns, _RAMPS), columns) for columns in seen]

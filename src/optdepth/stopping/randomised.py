@@ -41,7 +41,7 @@ class Randomised:
     """
 
     gains: list[Function]
-    scores: Float[np.ndarray, "N K-1"]
+    scores: Float[np.ndarray, "N D"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ class RandomisedFit:
 
     def __init__(
         self,
-        observations: Float[np.ndarray, "N K-1 F"],
+        observations: Float[np.ndarray, "N D F"],
         kept: Bool[np.ndarray, "G N"],
         judge: Int[np.ndarray, " N"],
         ramps: int,
@@ -83,15 +83,19 @@ class RandomisedFit:
         self.judge = judge
         self.weight = torch.from_numpy(kept / kept.sum(axis=1, keepdims=True)).float()
 
-    def fit(self, values: Float[np.ndarray, "N K"], start: Start) -> Randomised:
+    def fit(
+        self, values: Float[np.ndarray, "N K"], start: Start, barred: Bool[np.ndarray, "N D"] | None = None
+    ) -> Randomised:
         """The stopping time for values Y_k (N, K), every fit in one descent.
 
         Args:
             start: for each fit a threshold to descend from, as `Start` says: from even chances the descent can end
                 in the corner where nothing ever stops, and there the gradient is zero.
+            barred: where no sample stops whatever its score.
         """
         exits, width, samples = self.basis.shape
         scaled = torch.from_numpy(values / (values.std() or 1.0)).float().T.contiguous()[:, None]  # (K, 1, N)
+        never = None if barred is None else torch.from_numpy(barred).T.contiguous()[:, None]  # (K-1, 1, N)
         shared, own = self._start(start)[None], torch.zeros(exits, len(self.weight), width)
         penalised = torch.ones(width)
         penalised[0] = 0.0
@@ -101,7 +105,10 @@ class RandomisedFit:
         for step in range(_STEPS):
             turn = slice(edges[step % turns], edges[step % turns + 1])
             basis, weight = self.basis[..., turn], turns * self.weight[:, turn]
-            slope = _slopes(torch.bmm(shared + own, basis), scaled[..., turn], weight)
+            current = torch.bmm(shared + own, basis)
+            if never is not None:
+                current.masked_fill_(never[..., turn], -torch.inf)
+            slope = _slopes(current, scaled[..., turn], weight)
             gradient = torch.bmm(slope, basis.transpose(1, 2))
             rate = _RATE * 0.5 * (1 + np.cos(np.pi * step / _STEPS))
             steps[0].descend(shared, gradient.sum(0, keepdim=True) + 2 * _SHARED / samples * shared * penalised, rate)
@@ -128,8 +135,8 @@ class RandomisedFit:
 
 
 def _slopes(
-    scores: Float[Tensor, "K-1 G n"], values: Float[Tensor, "K 1 n"], weight: Float[Tensor, "G n"]
-) -> Float[Tensor, "K-1 G n"]:
+    scores: Float[Tensor, "D G n"], values: Float[Tensor, "D+1 1 n"], weight: Float[Tensor, "G n"]
+) -> Float[Tensor, "D G n"]:
     """∂V_1 / ∂z_k for every fit and sample, times the sample's weight in the fit."""
     stopping = scores.sigmoid()
     going = 1 - stopping

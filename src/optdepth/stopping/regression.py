@@ -22,6 +22,7 @@ from torch import Tensor
 from ..trace import Trace
 from .immutable import Immutable
 from .kinds import enrol
+from .scale import exponent, shrunk
 
 Array = np.ndarray
 
@@ -30,6 +31,8 @@ RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """Penalties tried, as shares of the basis' mean square; the one with the least out-of-fold error is taken."""
 _COARSE, _FINE, _HINGES = 8, 64, 64
 """Ramps a feature; ramps in all, shared out among few features; hinges."""
+_SHORTEST = float(np.finfo(np.float32).tiny)
+"""Lengths whose inverse float32 holds; what differs by less is one value."""
 _CHUNK = 8_192
 """Rows at a time where sums are taken in double precision."""
 
@@ -89,11 +92,15 @@ class Ramps:
 
     @classmethod
     def of(cls, observation: Float[Array, "N F"], ramps: int) -> Self:
-        """Ramps between the quantiles of a sample; repeated quantiles give ramps of no length."""
+        """Ramps between the quantiles of a sample; quantiles that are one to float32 give ramps of no length.
+
+        Those start at 0: from the largest number to the least is no number in float32, and 0 times that is none either.
+        """
         knots = np.quantile(observation, np.linspace(0, 1, ramps + 1), axis=0, method="nearest").T.astype(np.float64)
         length = np.diff(knots, axis=1)
-        scale = np.divide(1.0, length, out=np.zeros_like(length), where=length > 0)
-        return cls(torch.from_numpy(knots[:, :-1].copy()), torch.from_numpy(scale))
+        rises = length > _SHORTEST
+        scale = np.divide(1.0, length, out=np.zeros_like(length), where=rises)
+        return cls(torch.from_numpy(np.where(rises, knots[:, :-1], 0.0)), torch.from_numpy(scale))
 
     def __call__(self, observation: Float[Tensor, "n F"]) -> Float[Tensor, "n P"]:
         """An intercept, then the ramps feature by feature: (n, 1 + F J)."""
@@ -172,7 +179,7 @@ class Hinges:
         spread = observation.std(axis=0, dtype=np.float64)
         direction = random.normal(size=(observation.shape[1], hinges))
         direction /= np.linalg.norm(direction, axis=0)
-        weight = np.divide(direction, spread[:, None], out=np.zeros_like(direction), where=spread[:, None] > 0)
+        weight = np.divide(direction, spread[:, None], out=np.zeros_like(direction), where=spread[:, None] > _SHORTEST)
         kinks = observation[random.integers(0, len(observation), hinges)].astype(np.float64)
         bias = -np.einsum("jf,fj->j", kinks, weight)
         tensor = lambda value: torch.from_numpy(np.asarray(value, dtype=np.float64))  # noqa: E731
@@ -225,7 +232,7 @@ class Fit:
     Attributes:
         basis, coefficients: fitted on all samples.
         predicted: (N,) of every sample by the fit without its fold.
-        error: their mean square.
+        error: the root of their mean square distance from the target.
     """
 
     basis: Basis
@@ -233,9 +240,9 @@ class Fit:
     predicted: Float[Array, " N"]
     error: float
 
-    def function(self, plus: float = 0.0) -> Function:
-        """The fitted function, plus a constant."""
-        coefficients = self.coefficients.copy()
+    def function(self, plus: float = 0.0, by: int = 0) -> Function:
+        """The fitted function over 2^by, plus a constant: float32 holds it where `by` is the target's exponent."""
+        coefficients = shrunk(self.coefficients, by)
         coefficients[0] += plus
         return self.basis.function(coefficients)
 
@@ -266,8 +273,8 @@ class CrossFit:
 
     def fit(self, target: Float[Array, " N"]) -> Fit:
         """The regression of a target on the basis, its penalty chosen by the out-of-fold error."""
-        columns = self.basis(self.observation)
-        wanted = torch.from_numpy(target).to(columns)
+        columns, by = self.basis(self.observation), exponent(target)
+        wanted = torch.from_numpy(shrunk(target, by)).to(columns)
         moments = torch.stack([_moments(columns[block], wanted[block]) for block in self.blocks])
         total = moments.sum(dim=0)
         left_out = torch.cat([total - moments, total[None]])
@@ -278,7 +285,9 @@ class CrossFit:
             torch.mm(columns[block], found[f].T.to(columns), out=predicted[block])
         errors = (predicted - wanted[:, None]).square_().mean(dim=0).tolist()
         best = int(np.argmin(errors))
-        return Fit(self.basis, found[-1, best].numpy(), predicted[:, best].double().numpy(), errors[best])
+        coefficients, guess = found[-1, best].numpy(), predicted[:, best].double().numpy()
+        error = float(np.ldexp(np.sqrt(errors[best]), by))
+        return Fit(self.basis, shrunk(coefficients, -by), shrunk(guess, -by), error)
 
 
 class Regression:

@@ -22,15 +22,19 @@ from ..trace import Trace
 from .baselines import Threshold, common_cut, exit_cuts
 from .family import solver
 from .gain import GainRule, frugal
+from .money import InTheMoney
 from .posterior import expected_losses
 from .randomised import RandomisedFit, Start
-from .regression import FOLDS, Function, Regression, bases, shuffled
+from .regression import FOLDS, Additive, Function, Regression, bases, shuffled
 from .rule import Origin, Rule, first_stop
+from .scale import weighed
 
 Array = np.ndarray
 Candidate = tuple[Array, Callable[[Origin], Rule]]
 """Cross-fitted values (N,), and what builds the rule on the whole fit split."""
 _RAMPS = 8
+_LEAST = 10 * FOLDS
+"""Samples that a regression needs."""
 _FEW = 5_000
 """Samples that rules of few parameters are fitted on."""
 
@@ -55,8 +59,8 @@ def snell(trace: Trace, *, features: Sequence[str] | None = None, seed: int = 0)
         0.05
         >>> family = od.snell(fit)  # every price, with the samples that fitted it
     """
-    if len(trace) < 10 * FOLDS:
-        raise InputError(f"{len(trace)} samples are too few to solve on; {10 * FOLDS} is the least")
+    if len(trace) < _LEAST:
+        raise InputError(f"{len(trace)} samples are too few to solve on; {_LEAST} is the least")
     return _Solver(trace, tuple(features or frugal(trace)), seed).at
 
 
@@ -65,13 +69,20 @@ class _Solver:
 
     Rules of few parameters are fitted on few samples. Where there are many more, those judge; where there are not, each
     fold is judged by a fit without it.
+
+    Where the reward is among the features and is 0, stopping earns nothing. If going on is free besides, stopping is
+    barred: no candidate is fitted on those samples, and the rule goes on (`InTheMoney`).
     """
 
     def __init__(self, trace: Trace, features: tuple[str, ...], seed: int) -> None:
-        self.trace, self.features = shuffled(trace, seed), features
+        self.trace, self.features, self.seed = shuffled(trace, seed), features, seed
         self.losses = expected_losses(self.trace)
         self.paid = trace.costs.paid()
         self.seen = self.trace.columns(features)[:, :-1]
+        self.rewarded = trace.reward in features
+        self.worthless = np.zeros(self.seen.shape[:2], dtype=bool)
+        if self.rewarded:
+            self.worthless = self.seen[:, :, features.index(trace.reward)] <= 0
         self.few = min(len(trace), _FEW)
         folds = FOLDS if len(trace) < 2 * _FEW else 0
         fold = np.arange(self.few) % FOLDS
@@ -82,26 +93,35 @@ class _Solver:
             self.judge[: self.few] = 1 + fold
         self.judged = slice(0 if folds else self.few, None)
         self.randomised = RandomisedFit(self.seen[: self.few], self.kept, self.judge[: self.few], _RAMPS)
-        exits = [self.seen[:, k] for k in range(trace.n_exits - 1)]
-        self.regressions = [Regression(seen, bases(seen, seed)) for seen in exits]
+        self.regressions: dict[tuple[int, bool], tuple[Array, Regression | None]] = {}
 
     def at(self, price: float) -> Rule:
+        """The best candidate's rule, with what is known of rewards in front of it."""
+        origin, free = Origin.of(self.trace, price), self._free(price)
+        rule = self._best(weighed(self.losses, self.paid, price), self.worthless & free)(origin)
+        return InTheMoney(origin, rule, self.trace.reward, free.tolist()) if self.rewarded and free.any() else rule
+
+    def _free(self, price: float) -> Bool[Array, " D"]:
+        """At which exits going on costs nothing, however far."""
+        dearest_behind = np.maximum.accumulate(self.paid[:0:-1])[::-1]
+        return (dearest_behind <= self.paid[:-1]) | (price == 0)
+
+    def _best(self, values: Float[Array, "N K"], barred: Bool[Array, "N D"]) -> Callable[[Origin], Rule]:
         """The randomised stopping time, unless another's cross-fitted value is better by more than a standard error.
 
         The lead is paired, sample by sample. Without the margin, noise would pick among rules that are nearly equal.
         """
-        values = self.losses + price * self.paid
         few = values[: self.few]
-        feature, below = self._screened(few)
-        score = self.seen[:, :, feature] * np.float32(-1 if below else 1)
+        feature, below = self._screened(few, barred)
+        score = self._score(feature, below, barred)
         known = score[: self.few]
         cuts = np.array([common_cut(known[kept], few[kept])[0] for kept in self.kept], dtype=np.float32)
         start = Start(feature, below, -cuts if below else cuts)
         each = np.repeat(cuts[:, None], score.shape[1], axis=1)
         apart = np.stack([exit_cuts(known[kept], few[kept], cut) for kept, cut in zip(self.kept, each, strict=True)])
         candidates = [
-            self._randomised(values, start),
-            self._induction(values),
+            self._randomised(values, start, barred),
+            self._induction(values, barred),
             self._threshold(start, score, values, each),
             self._threshold(start, score, values, apart),
         ]
@@ -110,37 +130,62 @@ class _Solver:
             lead = (best[0] - rival[0])[self.judged]
             if lead.mean() > lead.std() / np.sqrt(len(lead)):
                 best = rival
-        return best[1](Origin.of(self.trace, price))
+        return best[1]
 
-    def _randomised(self, values: Float[Array, "N K"], start: Start) -> Candidate:
+    def _randomised(self, values: Float[Array, "N K"], start: Start, barred: Bool[Array, "N D"]) -> Candidate:
         """The stopping time fitted at all exits at once, and then made deterministic."""
-        found = self.randomised.fit(values[: self.few], start)
+        found = self.randomised.fit(values[: self.few], start, barred[: self.few] if self.rewarded else None)
         stops = [found.scores >= 0]
         if rest := len(values) - self.few:
             seen = torch.from_numpy(self.seen[-rest:])
             stops.append(np.stack([gain(seen[:, k]).numpy() <= 0 for k, gain in enumerate(found.gains)], axis=1))
-        return _values(values, np.concatenate(stops)), lambda origin: GainRule(origin, self.features, found.gains)
+        stopped = np.concatenate(stops) & ~barred
+        return _values(values, stopped), lambda origin: GainRule(origin, self.features, found.gains)
 
-    def _induction(self, values: Float[Array, "N K"]) -> Candidate:
+    def _induction(self, values: Float[Array, "N K"], barred: Bool[Array, "N D"]) -> Candidate:
         """Backward induction: at each exit regress what stopping would cost above the rule already fitted behind it.
 
         Each sample is continued by fits that never saw it, so the regressions do not feed on their own errors.
         """
-        follows = values[:, -1]
+        follows = values[:, -1].copy()
         gains: list[Function] = []
-        for k in reversed(range(len(self.regressions))):
-            fit = self.regressions[k].fit(values[:, k] - follows)
+        for k in reversed(range(barred.shape[1])):
+            rows, regression = self._regression(k, barred[:, k])
+            if regression is None:
+                gains.insert(0, self._always_on())
+                continue
+            stop, on = values[rows, k], follows[rows]
+            fit = regression.fit(stop - on)
             gains.insert(0, fit.function())
-            follows = np.where(fit.predicted <= 0, values[:, k], follows)
+            follows[rows] = np.where(fit.predicted <= 0, stop, on)
         return follows, lambda origin: GainRule(origin, self.features, gains)
 
-    def _screened(self, values: Float[Array, "n K"]) -> tuple[int, bool]:
+    def _regression(self, k: int, barred: Bool[Array, " N"]) -> tuple[Array, Regression | None]:
+        """The samples that may stop at an exit, and the regression on them; None where they are too few for one."""
+        key = k, bool(barred.any())
+        if key not in self.regressions:
+            rows = np.flatnonzero(~barred)
+            seen = self.seen[rows, k]
+            self.regressions[key] = rows, Regression(seen, bases(seen, self.seed)) if len(rows) >= _LEAST else None
+        return self.regressions[key]
+
+    def _always_on(self) -> Function:
+        """A gain that is positive whatever is seen."""
+        flat = torch.zeros(len(self.features), 1)
+        return Additive(low=flat, scale=flat, weight=flat, intercept=torch.tensor(1.0))
+
+    def _score(self, feature: int, below: bool, barred: Bool[Array, "n D"]) -> Float[Array, "n D"]:
+        """A feature turned so that high values stop; -inf, which never does, where stopping is barred."""
+        seen = self.seen[: len(barred), :, feature]
+        return np.where(barred, np.float32(-np.inf), -seen if below else seen)
+
+    def _screened(self, values: Float[Array, "n K"], barred: Bool[Array, "N D"]) -> tuple[int, bool]:
         """The feature, and its side, that a common threshold does best on."""
         sides = [(f, below) for f in range(len(self.features)) for below in (False, True)]
-        seen = self.seen[: self.few]
-        return min(sides, key=lambda side: common_cut(seen[:, :, side[0]] * (-1 if side[1] else 1), values)[1])
+        barred = barred[: self.few]
+        return min(sides, key=lambda side: common_cut(self._score(side[0], side[1], barred), values)[1])
 
-    def _threshold(self, start: Start, score: Array, values: Array, cuts: Float[Array, "G K-1"]) -> Candidate:
+    def _threshold(self, start: Start, score: Array, values: Array, cuts: Float[Array, "G D"]) -> Candidate:
         """Thresholds on the screened feature; row 0 of the cuts is of all of the few samples."""
         build = lambda origin: Threshold(  # noqa: E731 - a candidate is a value and what builds it
             origin, self.features[start.feature], torch.from_numpy(-cuts[0] if start.below else cuts[0]), start.below
@@ -148,5 +193,5 @@ class _Solver:
         return _values(values, score >= cuts[self.judge]), build
 
 
-def _values(values: Float[Array, "N K"], stops: Bool[Array, "N K-1"]) -> Float[Array, " N"]:
+def _values(values: Float[Array, "N K"], stops: Bool[Array, "N D"]) -> Float[Array, " N"]:
     return values[np.arange(len(values)), first_stop(stops)]

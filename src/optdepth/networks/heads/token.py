@@ -28,7 +28,7 @@ def make(place: Place) -> nn.Module:
     if not place.per_token:
         raise InputError(
             f"head='token' needs states and answers (n, tokens, ...): at {place.name} the state is "
-            f"{tuple(x.shape)} and the answer {tuple(place.answer.shape)}"
+            f"{tuple(x.shape)} and the answer {tuple(place.answer.shape)}; {place.instead}"
         )
     return TokenHead(x.shape[-1], place.classes)
 
