@@ -123,6 +123,31 @@ def test_an_answer_at_every_token_has_exits_behind_the_layers_that_make_it() -> 
             assert torch.equal(network.full(inputs), model(**inputs, use_cache=False).logits)
 
 
+@pytest.mark.parametrize("blocks", [None, "model.decoder.layers"])
+def test_an_encoder_and_a_decoder_that_answer_once_a_text(blocks: str | None) -> None:
+    """BART answers from the token that ends a text, of which each has as many as the others."""
+    transformers = library("transformers")
+    torch.manual_seed(0)
+    config = transformers.BartConfig(
+        vocab_size=60, max_position_embeddings=24, d_model=32, encoder_layers=2, decoder_layers=2, num_labels=5,
+        encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48,
+    )  # fmt: skip
+    model = transformers.BartForSequenceClassification(config).eval()
+
+    def ended(*lengths: int) -> dict[str, Tensor]:
+        made = tokens(lengths)
+        made["input_ids"][:, -1] = config.eos_token_id
+        return made
+
+    network = stage(model, example=ended(9, 9, 9), exits="all", blocks=blocks)
+    decoder = [f"model.decoder.layers.{i}" for i in range(2)]
+    encoder = [] if blocks else [f"model.encoder.layers.{i}" for i in range(2)]
+    assert [exit.name for exit in network.exits] == encoder + decoder
+    inputs = ended(7, 7, 7, 7)
+    with torch.no_grad():
+        assert torch.equal(network.full(inputs), model(**inputs).logits)
+
+
 def test_a_language_model_inside_another_model() -> None:
     """Llava's own config says nothing of a cache; that of its language model does."""
     transformers = library("transformers")
