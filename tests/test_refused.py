@@ -212,9 +212,14 @@ except InputError as error:
     assert third == "no_such_library is not installed: pip install 'optdepth[no_such_library]'"
 
 
-def test_weights_of_a_type_of_their_own_are_not_saved(tmp_path: Path) -> None:
-    network = stage(Model().eval(), example=X)
-    network.heads[-1].last.weight = nn.Parameter(Wrapped(network.heads[-1].last.weight.detach()))
+def test_weights_of_a_type_of_their_own_are_staged_and_counted_and_not_saved(tmp_path: Path) -> None:
+    model = Model().eval()
+    plain, expected = stage(model, example=X, exits="all"), model(X)
+    for linear in (model.blocks[0].linear, model.blocks[1].linear, model.last):
+        linear.weight = nn.Parameter(Wrapped(linear.weight.detach()))
+    network = stage(model, example=X, exits="all")
+    assert torch.equal(network.full(X), expected)
+    assert od.flops(network, X).reach.tolist() == od.flops(plain, X).reach.tolist()
     assert network.fingerprint() == network.fingerprint()
     with pytest.raises(
         InputError, match="weights of type Wrapped cannot be saved: save the network before it is quant"
@@ -241,7 +246,7 @@ class Wrapped(Tensor):
         unwrap = lambda leaf: leaf.inner if isinstance(leaf, Wrapped) else leaf  # noqa: E731
         args, kwargs = torch.utils._pytree.tree_map(unwrap, (args, kwargs or {}))
         found = func(*args, **kwargs)
-        return Wrapped(found) if func is torch.ops.aten.detach.default else found
+        return Wrapped(found) if func in (torch.ops.aten.detach.default, torch.ops.aten.clone.default) else found
 
 
 def test_a_mapping_that_is_no_dict_goes_where_a_dict_goes(tmp_path: Path) -> None:
