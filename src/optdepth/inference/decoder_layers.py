@@ -212,7 +212,7 @@ class DecoderLayers:
 
     @torch.inference_mode()
     def _forms(self) -> list[Form]:
-        """How each layer is called. Two batches tell what has a row a sequence."""
+        """How each layer is called. Two padded batches tell what has a row a sequence."""
         met: list[list[tuple[list[Any], Any]]] = [[] for _ in self.modules]
 
         def watched(i: int, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -229,8 +229,10 @@ class DecoderLayers:
             for i, module in enumerate(self.modules):
                 undo.enter_context(replaced_forward(module, watched(i, module.forward)))
             for n in (2, 3):
-                tokens = torch.zeros(n, 1, dtype=torch.long, device=device)
-                self.run(tokens, torch.ones_like(tokens), self.cache())
+                tokens = torch.zeros(n, 2, dtype=torch.long, device=device)
+                mask = torch.ones_like(tokens)
+                mask[0, 0] = 0  # without padding some models make no mask
+                self.run(tokens, mask, self.cache())
         forms = []
         for (two, returned), (three, _) in met:
             sizes = [
