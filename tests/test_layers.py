@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "optdepth"
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
     {"fields"},
-    {"progress", "files", "palette", "batch", "outside", "interrupts"},
+    {"progress", "files", "palette", "batch", "outside", "interrupts", "libraries"},
     {"tensor_files", "tasks"},
     {"splits", "features", "samples", "carving", "threads", "rewards"},
     {"recall", "tensors", "data"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,15 +17,21 @@ from xxhash import xxh3_64_intdigest
 
 from .errors import InputError
 
-Inputs = Tensor | tuple[Tensor, ...] | list[Tensor] | dict[str, Tensor]
-"""What a network takes: one tensor, or a tuple or dict of tensors, the batch first in each. A list stands for a tuple,
-of which a `DataLoader` makes one."""
+Inputs = Tensor | tuple[Tensor, ...] | list[Tensor] | Mapping[str, Tensor]
+"""What a network takes: one tensor, or a tuple or mapping of tensors, the batch first in each. A list stands for a
+tuple, of which a `DataLoader` makes one."""
 
 State = Inputs | tuple["State", ...] | list["State"] | dict[str, "State"]
 """A pytree of tensors whose first dimension is the batch; for our residual networks, one tensor."""
 
 Tree = TypeVar("Tree")
 """Any pytree of tensors, a `State` or what goes beside one: what goes in comes out."""
+
+
+def plain(inputs: Tree) -> Tree:
+    """A mapping that is no dict, such as the `BatchEncoding` of a tokenizer, as one; other inputs as they are."""
+    found: Any = dict(inputs) if isinstance(inputs, Mapping) and not isinstance(inputs, dict) else inputs
+    return found
 
 
 def hidden(state: object) -> Tensor:

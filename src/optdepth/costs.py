@@ -6,19 +6,19 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from .batch import Inputs, State, hidden
+from .batch import Inputs, State, hidden, plain
 from .networks import StagedNetwork, served
+from .networks.work import counted
 from .threads import light
 from .trace import Costs
 
 
 @light
 def flops(network: StagedNetwork, example: Inputs) -> Costs:
-    """Floating-point operations a sample, counted by `torch.utils.flop_counter` on one pass.
+    """Floating-point operations a sample, counted on one pass.
 
-    The counter sees matrix products and convolutions; the features and the rule, a few operations a class, are
+    Counted are matrix products, convolutions and attention; the features and the rule, a few operations a class, are
     left out. The head's work is the cost of looking, and answering is then free.
 
     Args:
@@ -29,11 +29,11 @@ def flops(network: StagedNetwork, example: Inputs) -> Costs:
         1.0
     """
     counts: list[float] = []
+    example = plain(example)
 
     def measured(work: Callable[[], State]) -> State:
-        with FlopCounterMode(display=False) as counter:
-            result = work()
-        counts.append(counter.get_total_flops() / len(hidden(example)))
+        count, result = counted(work)
+        counts.append(count / len(hidden(example)))
         return result
 
     _walk(network, example, measured)

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from .batch import Inputs, check_finite, hidden, identities, token_identities
+from .batch import Inputs, check_finite, hidden, identities, plain, token_identities
 from .errors import InputError
 from .features import Answers, Memory, Observer, features_of
 from .networks import StagedNetwork, served
@@ -81,7 +81,8 @@ def record(
     threads = ThreadChoice()
     parts: list[Trace] = []
     seen = 0
-    for inputs, targets in batches:
+    for given, targets in batches:
+        inputs = plain(given)
         check_finite(inputs, seen)
         end, inputs = seen + len(targets), tree_map(lambda tensor: tensor.to(device), inputs)
         numbers = np.arange(seen, end) if rows is None else rows[seen:end]

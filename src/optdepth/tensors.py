@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader
 
-from .batch import Inputs, State, select
+from .batch import Inputs, State, plain, select
 from .errors import InputError
 from .splits import Batches, carve, paired
 from .tasks import PADDING
@@ -86,6 +86,7 @@ class TensorData:
             InputError: inputs and targets of different lengths, labels below 0, targets of padding that are not -100,
                 or shares that leave nothing.
         """
+        table, test = ((plain(inputs), targets) for inputs, targets in (table, test))
         for what, (inputs, targets) in (("table", table), ("test", test)):
             sizes = {len(tensor) for tensor in tree_leaves(inputs)}
             if sizes != {len(targets)}:

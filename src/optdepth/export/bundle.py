@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..batch import Inputs, hidden
 from ..errors import InputError
@@ -132,7 +132,7 @@ def _batches(examples: Inputs | list[Inputs]) -> tuple[list[Inputs], Signature]:
     batches = examples if isinstance(examples, list) else [examples]
     if not batches:
         raise InputError("give a batch of examples to export with; got an empty list")
-    signature, spec = Signature.of(batches[0]), tree_flatten(batches[0])[1]
+    signature = Signature.of(batches[0])
     alike = []
     for batch in batches:
         other = Signature.of(batch)
@@ -141,7 +141,7 @@ def _batches(examples: Inputs | list[Inputs]) -> tuple[list[Inputs], Signature]:
                 f"the batches are a {signature.form} of {', '.join(signature.names)} and a {other.form} of "
                 f"{', '.join(other.names)}; a list holds batches of one form, a tuple the tensors of one batch"
             )
-        alike.append(tree_unflatten(signature.flat(batch), spec))
+        alike.append(signature.formed(signature.flat(batch)))
     for name, *tensors in zip(signature.names, *map(tree_leaves, alike), strict=True):
         kinds = sorted({f"{tensor.dtype} of {tensor.dim()} dimensions" for tensor in tensors})
         if len(kinds) > 1:

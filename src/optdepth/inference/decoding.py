@@ -13,20 +13,19 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..batch import State, hidden, overflown, select
 from ..errors import InputError
 from ..features import Memory
 from ..networks import StagedNetwork
 from ..networks.modes import served_together
+from ..networks.work import counted
 from ..stopping.evaluate import Evaluation
 from ..stopping.rule import Rule
 from ..threads import ThreadChoice, about, light
@@ -315,20 +314,16 @@ def token_flops(model: nn.Module, network: StagedNetwork, prompt: Int[Tensor, "n
         raise InputError(f"a prompt of shape {tuple(prompt.shape)}: give (n, p) token numbers with p of 2 or more")
     full, handed, heads = [], [], np.zeros(len(network.exits))
 
-    def counted(work: Callable[[], Any]) -> tuple[float, Any]:
-        with FlopCounterMode(display=False) as counter:
-            result = work()
-        return counter.get_total_flops() / len(prompt), result
-
     def run(i: int, x: Tensor, call: Call) -> Tensor:
         work, new = counted(call.whole)
-        full.append(work)
+        full.append(work / len(prompt))
         if (k := layers.exit_behind[i]) is not None:
-            heads[k] = counted(lambda: layers.head(k, new))[0]
+            heads[k] = counted(lambda: layers.head(k, new))[0] / len(prompt)
         return new
 
     def skip(i: int, x: Tensor, call: Call) -> Tensor:
-        handed.append(counted(lambda: hand_on([Owed(call, torch.arange(len(x), device=x.device))]))[0])
+        work, _ = counted(lambda: hand_on([Owed(call, torch.arange(len(x), device=x.device))]))
+        handed.append(work / len(prompt))
         return x
 
     for way in (run, skip):

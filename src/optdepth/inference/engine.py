@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ..batch import Inputs, State, check_answers, check_batch, check_finite, hidden, now, select
+from ..batch import Inputs, State, check_answers, check_batch, check_finite, hidden, now, plain, select
 from ..errors import InputError
 from ..networks import StagedNetwork, served
 from ..stopping.rule import Rule
@@ -133,6 +133,7 @@ class Engine:
         if deadline is not None and math.isnan(deadline):
             raise InputError("deadline is NaN; give milliseconds from now, or none")
         end = None if deadline is None else time.perf_counter() + deadline / 1e3
+        inputs = plain(inputs)
         if check_batch(inputs) == 0:
             raise InputError("an empty batch has no answers")
         plan = self.plan(price)
@@ -161,6 +162,7 @@ class Engine:
         Raises:
             InputError: no batch of tensors, or one that the network cannot run.
         """
+        example = plain(example)
         check_batch(example)
         rows = hidden(example)
         for size in self.sizes or (len(rows),):

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map
 
-from ..batch import Inputs, State, check_answers, check_finite, hidden, select
+from ..batch import Inputs, State, check_answers, check_finite, hidden, plain, select
 from ..errors import InputError
 from ..interrupts import interrupts
 from .engine import Engine
@@ -154,7 +154,7 @@ class _Stream:
                 if isinstance(sample, _End):
                     open_ = False
                     continue
-                self._arrive(sample)
+                self._arrive(plain(sample))
                 yield from self._ready()
                 continue
             if key is None:  # no room for another sample, or none left: the fullest queue, the deepest of those

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..batch import Inputs, State, hidden, now, select
+from ..batch import Inputs, State, hidden, now, plain, select
 from ..errors import InputError
 from ..features import Memory
 from ..networks import StagedNetwork, served
@@ -102,6 +102,7 @@ class Timings:
             raise InputError(f"sizes {list(sizes)}: give batch sizes that rise from 1 on, such as 1, 4, 16, 64")
         if repeats < 1:
             raise InputError(f"repeats is {repeats}; at least one pass must be timed")
+        example = plain(example)
         network, rows = served(network), hidden(example)
         look = Look(_stand_in(len(network.exits), features).to(rows.device))
         batches = [select(example, torch.arange(size, device=rows.device) % len(rows)) for size in sizes]
@@ -188,7 +189,7 @@ def latency(
         >>> od.latency(network, images[:8], repeats=1).unit
         'ms a sample at batch 8, ...
     """
-    batch = len(hidden(example))
+    batch = len(hidden(plain(example)))
     return Timings.measure(network, example, features=features, sizes=(batch,), repeats=repeats).costs(batch)
 
 
