@@ -10,7 +10,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "optdepth"
 
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
-    {"progress", "files", "palette", "batch", "interrupts"},
+    {"fields"},
+    {"progress", "files", "palette", "batch", "outside", "interrupts"},
     {"tensor_files", "tasks"},
     {"splits", "features", "samples", "carving", "threads", "rewards"},
     {"recall", "tensors", "data"},

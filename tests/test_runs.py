@@ -190,7 +190,7 @@ def test_other_names_and_another_order_are_the_same_samples(run: Run) -> None:
 
 
 def test_a_network_trained_anew_needs_new_traces_and_new_rules(run: Run) -> None:
-    for name in ("checkpoint.pt", "training.json"):
+    for name in ("checkpoint.safetensors", "training.json"):
         (run.folder / name).unlink()
     train(run, Path("images"), epochs=2)
     for name in READS_TRACES:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 import optdepth.training.loop as loop
+from checker import unchecked
 from optdepth.data import Data, load_data
 from optdepth.errors import InputError
 from optdepth.networks import StagedNetwork, load_network, resnet
@@ -102,9 +102,9 @@ def test_a_finished_run_is_not_repeated(digits: Data, tmp_path: Path) -> None:
 
 def test_an_interrupt_says_how_to_go_on(digits: Data, tmp_path: Path, monkeypatch) -> None:
     kill_after(monkeypatch, 1, KeyboardInterrupt)
-    with pytest.raises(KeyboardInterrupt, match=r"go on from .*checkpoint\.pt"):
+    with pytest.raises(KeyboardInterrupt, match=r"go on from .*checkpoint\.safetensors"):
         run(small(), digits, tmp_path)
-    assert (tmp_path / "checkpoint.pt").is_file()
+    assert (tmp_path / "checkpoint.safetensors").is_file()
 
 
 def test_a_seed_decides_everything(digits: Data, tmp_path: Path) -> None:
@@ -139,22 +139,17 @@ def test_another_carving_of_the_data_does_not_resume(digits: Data, tmp_path: Pat
         run(small(), load_data("digits", seed=1), tmp_path, epochs=1)
 
 
-class Evil:
-    def __reduce__(self):
-        return (os.getcwd, ())
-
-
-@pytest.mark.parametrize("damage", ["cut", "empty", "text", "pickle", "other", "keys"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "pickle", "flip"])
 def test_damaged_checkpoints(damage: str, digits: Data, tmp_path: Path) -> None:
     run(small(), digits, tmp_path, epochs=1)
-    path = tmp_path / "checkpoint.pt"
+    path = tmp_path / "checkpoint.safetensors"
     whole = path.read_bytes()
-    if damage in ("pickle", "other", "keys"):
-        header = {"format": loop.FORMAT, "version": loop.VERSION}
-        torch.save({"pickle": Evil(), "other": {"a": 1}, "keys": header}[damage], path)
+    if damage == "pickle":
+        torch.save({"a": 1}, path)
     else:
-        path.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"hello"}[damage])
-    with pytest.raises(InputError, match=r"checkpoint\.pt is .*delete it") as caught:
+        flipped = whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]
+        path.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"hello", "flip": flipped}[damage])
+    with pytest.raises(InputError, match=r"checkpoint\.safetensors is .*delete it") as caught:
         run(small(), digits, tmp_path, epochs=1)
     assert "\n" not in str(caught.value)
 
@@ -221,9 +216,10 @@ def test_diverging_loss_is_named(digits: Data, tmp_path: Path) -> None:
 def test_nan_in_an_image_is_named(digits: Data, tmp_path: Path) -> None:
     images = [(torch.full((1, 8, 8), torch.nan), 0)] * 300
     broken = SplitOf(images, digits)
-    data = dataclasses.replace(digits, splits={**digits.splits, "train": broken})
-    with pytest.raises(InputError, match="sample in epoch 1, batch 1 holds NaN"):
-        run(small(), data, tmp_path)
+    with unchecked():  # a split of images that are held, not read
+        data = dataclasses.replace(digits, splits={**digits.splits, "train": broken})
+        with pytest.raises(InputError, match="sample in epoch 1, batch 1 holds NaN"):
+            run(small(), data, tmp_path)
 
 
 class SplitOf(list):
@@ -251,7 +247,7 @@ class SplitOf(list):
     ],
 )
 def test_bad_settings(changes: dict, digits: Data, tmp_path: Path) -> None:
-    with pytest.raises(InputError):
+    with unchecked(), pytest.raises(InputError):
         run(small(), digits, tmp_path, **changes)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
@@ -17,6 +16,7 @@ from .costs import flops
 from .errors import InputError
 from .export.bundle import Bundle, export
 from .features import frugal_features
+from .files import read_json
 from .inference.clock import Clocked, clock
 from .inference.engine import Engine
 from .inference.timings import latency
@@ -34,7 +34,8 @@ from .stopping.rule import FixedDepth, Origin, Rule
 from .threads import ThreadChoice, said
 from .trace import Trace
 from .training.depth_loss import depth_loss
-from .training.loop import train
+from .training.loop import RECORD, RECORD_FORMAT, RECORD_VERSION, train
+from .training.settings import Epoch
 
 
 def train_run(
@@ -213,12 +214,13 @@ def _differences(engine: Engine, inputs: Tensor, found: Evaluation) -> int:
 
 def _training(run: Run) -> dict[str, Any]:
     """How the network was trained, for people."""
-    path = run.folder / "training.json"
+    path = run.folder / RECORD
     if not path.is_file():
         return {}
-    history = json.loads(path.read_text())
-    threads = dict.fromkeys(epoch["threads"] for epoch in history["epochs"])
-    return {**history["settings"], "threads": ", then ".join(map(str, threads))}
+    again = "delete it, and the page says less of the training"
+    history = read_json(path, format=RECORD_FORMAT, version=RECORD_VERSION, make_it=again)
+    threads = dict.fromkeys(epoch.threads for epoch in history.take("epochs", tuple[Epoch, ...]))
+    return {**history.take("settings", dict[str, Any]), "threads": ", then ".join(map(str, threads))}
 
 
 def report_run(run: Run, *, price: float | None, command: str) -> Path:
@@ -258,6 +260,6 @@ def report_run(run: Run, *, price: float | None, command: str) -> Path:
         ),
         images=held.image,
         labels=[data.classes[label] for label in held.labels],
-        clock=[Clocked(**row) for row in judged["clock"]] if judged else [],
+        clock=judged.take("clock", list[Clocked]) if judged else [],
     )
     return path

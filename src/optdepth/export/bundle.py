@@ -28,7 +28,7 @@ from ..networks.signature import Signature
 from ..progress import shown_steps
 from ..stopping.rule import Rule
 from .backend import Backend, backend_of
-from .folder import bundle_folder
+from .folder import bundle_folder, graph_file
 from .inputs import Array, described
 from .parts import Part, parts_of, through
 from .precision import Precision
@@ -89,8 +89,8 @@ def export(
 
     Raises:
         InputError: no such backend or a package that it needs, examples that are no such inputs or that the network
-            cannot run, a state that is not all tensors, a network that torch cannot export, a
-            folder with something else, or graphs that do not agree with torch; no bundle is left.
+            cannot run, a state that is not all tensors, a network that torch cannot export, a folder with something
+            else, or graphs that do not agree with torch; no bundle is left.
     """
     batches, signature = _batches(examples)
     written_by = backend_of(backend)
@@ -176,12 +176,13 @@ def _write(
             content = backend.write(part, tuple(leaf.clone() for leaf in first.given), free, outputs)
         except InputError as error:
             raise InputError(f"torch cannot export the network up to exit {part.exit} ({error})") from error
-        name = f"exit{part.exit}{backend.suffix}"
+        digest = hashlib.sha256(content).hexdigest()
+        name = graph_file(part.exit, digest, backend.suffix)
         write_atomically(folder / name, content)
         about.append(
             {
                 "file": name,
-                "sha256": hashlib.sha256(content).hexdigest(),
+                "sha256": digest,
                 "exit": part.exit,
                 "takes": len(first.given),
                 "carried": len(first.carried),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -126,8 +127,10 @@ class Engine:
 
         Raises:
             InputError: no samples, NaN or infinity in them or in their answers, inputs that are no batch of tensors or
-                that the network cannot run, or a price that no rule was solved at.
+                that the network cannot run, a deadline that is NaN, or a price that no rule was solved at.
         """
+        if deadline is not None and math.isnan(deadline):
+            raise InputError("deadline is NaN; give milliseconds from now, or none")
         end = None if deadline is None else time.perf_counter() + deadline / 1e3
         if check_batch(inputs) == 0:
             raise InputError("an empty batch has no answers")

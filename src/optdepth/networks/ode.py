@@ -7,6 +7,7 @@ adaptive step is chosen for a whole batch, and then the answer for a sample woul
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, final, get_args
 
@@ -20,6 +21,8 @@ from .shared import SharedModule
 from .staged import BUILDERS, Exit, StagedNetwork
 
 Method = Literal["euler", "midpoint", "rk4"]
+_MOST = 10_000
+"""Intervals that a network may be asked for. They share their weights, so that a file could ask for any number."""
 EVALUATIONS: dict[str, int] = {"euler": 1, "midpoint": 2, "rk4": 4}
 """Evaluations of the field in one step of each method."""
 
@@ -48,12 +51,13 @@ def neural_ode(
         seed: of the weights.
 
     Raises:
-        InputError: sizes below 1, a horizon that is not positive, an unknown method, or torchdiffeq is missing.
+        InputError: sizes below 1, more than 10,000 intervals, a horizon that is not positive and finite, an unknown
+            method, or torchdiffeq is missing.
     """
-    if min(intervals, classes, channels, width) < 1 or not horizon > 0:
+    if min(intervals, classes, channels, width) < 1 or intervals > _MOST or not 0 < horizon < math.inf:
         raise InputError(
             f"intervals {intervals}, classes {classes}, channels {channels}, width {width}, horizon {horizon:g}: "
-            "counts must be at least 1, the horizon > 0"
+            f"counts must be at least 1, intervals at most {_MOST:,}, the horizon > 0 and finite"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
