@@ -130,7 +130,8 @@ def test_what_is_served_has_the_weights_and_hooks_of_the_network(setting: Settin
 
 def test_modules_that_hold_each_other_are_copied_once() -> None:
     inner = nn.BatchNorm1d(2)
-    outer = nn.Sequential(inner, nn.Identity(), inner)
+    outer = nn.Sequential(inner, nn.Identity(), inner, nn.Sequential())
+    outer.register_module("none", None)
     outer[1].back, outer[1].round = (outer,), []
     outer[1].round.append(outer[1].round)
     inside = served(outer)

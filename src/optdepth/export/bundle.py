@@ -89,8 +89,8 @@ def export(
 
     Raises:
         InputError: no such backend or a package that it needs, examples that are no such inputs or that the network
-            cannot run, a state that is not all tensors, a network that torch cannot export, a
-            folder with something else, or graphs that do not agree with torch; no bundle is left.
+            cannot run, a state that is not all tensors, a network that torch cannot export, a folder with something
+            else, or graphs that do not agree with torch; no bundle is left.
     """
     batches, signature = _batches(examples)
     written_by = backend_of(backend)

@@ -127,8 +127,7 @@ class Engine:
 
         Raises:
             InputError: no samples, NaN or infinity in them or in their answers, inputs that are no batch of tensors or
-                that the network cannot run, a deadline that is NaN, or a price that no rule
-                was solved at.
+                that the network cannot run, a deadline that is NaN, or a price that no rule was solved at.
         """
         if deadline is not None and math.isnan(deadline):
             raise InputError("deadline is NaN; give milliseconds from now, or none")

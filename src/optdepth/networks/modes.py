@@ -51,7 +51,8 @@ class _Copies:
         self.made[id(module)] = copied
         held = vars(module)
         vars(copied).update(held, training=False)
-        vars(copied)["_modules"] = {name: child and self.module(child) for name, child in held["_modules"].items()}
+        children = held["_modules"].items()  # one may be None, and an empty Sequential is false
+        vars(copied)["_modules"] = {name: None if child is None else self.module(child) for name, child in children}
         vars(copied).update({name: self.of(value) for name, value in held.items() if self._may_hold(name, value)})
         return copied
 
