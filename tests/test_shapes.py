@@ -17,6 +17,7 @@ from jaxtyping import TypeCheckError
 import optdepth
 from checker import CONF
 from optdepth.batch import hidden, select
+from optdepth.features import residual_size
 from optdepth.tasks import cross_entropy
 from optdepth.trace import Costs
 
@@ -69,5 +70,5 @@ def test_fields_of_a_dataclass_are_checked() -> None:
 def test_a_state_is_a_tree_of_tensors_to_its_leaves() -> None:
     tree = {"hidden": [torch.zeros(2, 3), (torch.zeros(2),)]}
     assert hidden(select(tree, torch.tensor([1]))).shape == (1, 3)
-    with pytest.raises(TypeCheckError, match="parameter 'state'"):
-        hidden({"hidden": [torch.zeros(2, 3), ("no tensor",)]})
+    with pytest.raises(TypeCheckError, match="parameter 'after'"):
+        residual_size(tree, {"hidden": [torch.zeros(2, 3), ("no tensor",)]})

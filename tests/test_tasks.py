@@ -184,7 +184,7 @@ def test_the_engine_stops_where_the_trace_says(setting: Regression | Digits) -> 
 
 def test_what_is_observed_of_numbers() -> None:
     answers = torch.tensor([[[3.0, 4.0], [3.0, 1.0], [3.0, 1.0]]])  # one sample, three exits, two numbers
-    seen, features = observe(answers, "numbers", {"residual": [[1.0, 0.5, 0.25]]})
+    seen, features = observe(answers, "numbers", {"residual": np.array([[1.0, 0.5, 0.25]])})
     assert features == ("change", "level", "residual")
     torch.testing.assert_close(seen, torch.tensor([[[5.0, 3.5, 1.0], [3.0, 2.0, 0.5], [0.0, 2.0, 0.25]]]))
     single, _ = observe(answers[:, :, 0], "numbers")

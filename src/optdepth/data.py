@@ -14,7 +14,7 @@ import datasets
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64, Shaped, UInt8
 from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import Progress
@@ -316,7 +316,8 @@ def _classes(tables: dict[str, datasets.Dataset], name: str) -> tuple[str, ...]:
     return names
 
 
-def _labels(table: datasets.Dataset) -> Int64[np.ndarray, " n"]:
+def _labels(table: datasets.Dataset) -> Shaped[np.ndarray, " n"]:
+    """As the table holds them, whatever they are."""
     return np.asarray(table["label"][:])  # sliced: a column itself is read element by element
 
 

@@ -30,7 +30,7 @@ class TensorSplit(torch.utils.data.Dataset[tuple[Inputs, Tensor]]):
     in_memory = True
 
     def __init__(
-        self, inputs: Inputs, labels: Int[Tensor, " n"], *, source: str, rows: Int64[np.ndarray, " n"]
+        self, inputs: Inputs, labels: Int[Tensor, "n ..."], *, source: str, rows: Int64[np.ndarray, " n"]
     ) -> None:
         self.inputs, self.labels, self.source, self.rows = inputs, labels.long(), source, rows
 

@@ -183,7 +183,7 @@ class Family(Generic[R_co]):
                 values = measured(asked, found.stopped_at, trace)
                 if values.mean() - 2 * values.std() / sqrt(len(trace)) > bound:
                     return False
-            return found.cost > trace.costs.paid()[0] * (1 + 1e-6)
+            return bool(found.cost > trace.costs.paid()[0] * (1 + 1e-6))
 
         price = 0.0
         while climb(price) and price < _DEAREST * unit:
