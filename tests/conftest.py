@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from jaxtyping import install_import_hook
 
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # as the command line does where stderr is no terminal
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test never asks a server
 
-from optdepth.trace import Costs, Trace
-from settings import Setting
+install_import_hook("optdepth", "checker.checked")
+
+from optdepth.trace import Costs, Trace  # noqa: E402 - what is imported from here on is checked
+from settings import Setting  # noqa: E402
 
 if "OMP_NUM_THREADS" not in os.environ:  # tests are small work; and a trial of threads would run what they count
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -118,5 +118,5 @@ PROBLEMS: dict[str, Callable[[int, int], Problem]] = {
 
 def _trace(losses: np.ndarray, observations: np.ndarray, features: tuple[str, ...], seed: int) -> Trace:
     """Costs count the steps. Each path is a sample of its own, though many look alike."""
-    seen, own = observations.reshape(*losses.shape, len(features)), (seed << 32) + np.arange(len(losses))
+    seen, own = observations.reshape(*losses.shape, len(features)).astype(float), (seed << 32) + np.arange(len(losses))
     return Trace(losses, seen, Costs.of(np.arange(1, losses.shape[1] + 1), unit="steps"), features, identity=own)

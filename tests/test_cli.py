@@ -21,6 +21,7 @@ from optdepth.stopping.placed import Placed
 from optdepth.stopping.placement import keep
 from optdepth.stopping.rule import Origin
 from settings import widest_gap
+from stamped import restamp_tensors
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -227,6 +228,7 @@ def test_a_network_trained_further_refuses_its_old_rules(cli: Cli, run: Path, tm
         (["solve", "RUN"], ["price", "budget"]),
         (["solve", "RUN", "--price", "0.1", "--budget", "0.5"], ["price", "budget"]),
         (["solve", "RUN", "--budget", "0.001"], ["no rule meets", "the nearest is"]),
+        (["solve", "RUN", "--budget", "5"], ["a budget of 5 full passes", "more than any rule takes", "less than"]),
         (["solve", "RUN", "--price", "0.1", "--method", "magic"], ["magic", "snell"]),
         (["certify", "RUN", "--risk", "2"], ["risk is 2"]),
         (["certify", "RUN", "--confidence", "95"], ["confidence is 95", "0.95 for 95%"]),
@@ -269,7 +271,7 @@ def test_truncated_files_say_which_and_what_to_do(cli: Cli, run: Path) -> None:
     for file, command in (
         ("traces/fit.safetensors", ["solve", run, "--price", 0.1]),
         ("network/weights.safetensors", ["record", run]),
-        ("checkpoint.pt", ["train", "--depth", 8, "--epochs", 6, "--out", run, "--json"]),
+        ("checkpoint.safetensors", ["train", "--depth", 8, "--epochs", 6, "--out", run, "--json"]),
     ):
         whole = (run / file).read_bytes()
         (run / file).write_bytes(whole[: len(whole) // 2])
@@ -292,13 +294,6 @@ def test_an_unreadable_image_is_named(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_a_trace_with_nan_is_refused(cli: Cli, run: Path) -> None:
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
     path = run / "traces" / "fit.safetensors"
-    with safe_open(path, "pt") as file:
-        about = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    tensors["losses"][5, 1] = torch.nan
-    save_file(tensors, path, metadata=about)
+    restamp_tensors(path, lambda tensors, _: tensors["losses"][5, 1].fill_(torch.nan))
     refused(cli("solve", run, "--price", 0.1), "loss of sample 5 at exit 1 is nan")

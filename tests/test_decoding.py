@@ -1,5 +1,6 @@
 """Decoding token by token: the model's own text at full depth; states handed on, exactly; rows that leave."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ def told(request: pytest.FixtureRequest) -> tuple[nn.Module, od.StagedNetwork, o
     return model, network, halving(network)
 
 
+@functools.cache  # tests in random order would stage each anew
 def told_of(name: str) -> tuple[nn.Module, od.StagedNetwork]:
     """In double precision, in which two ways to the same number do not differ where a rule decides."""
     model, _ = build(f"transformers {name}, per token")
@@ -315,7 +317,7 @@ def test_models_and_rules_that_do_not_fit() -> None:
     model, network = told_of("llama")
     rule = halving(network)
     with pytest.raises(InputError, match="not behind the decoder layers of LlamaForCausalLM"):
-        Decoder(told_of("llama")[0], network, rule)
+        Decoder(told_of.__wrapped__("llama")[0], network, rule)
     sentences = speaking("transformers bert")
     with pytest.raises(InputError, match="give a causal language model"):
         Decoder(nn.Linear(2, 2), sentences, FixedDepth(Origin(od.Costs.of(np.arange(1.0, 4.0))), 2))

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from checker import unchecked
 from optdepth.errors import InputError
 from optdepth.features import residual_size
 from optdepth.networks import resnet
@@ -141,7 +142,7 @@ def test_price_schedule() -> None:
     ],
 )
 def test_bad_input(make) -> None:
-    with pytest.raises(InputError):
+    with unchecked(), pytest.raises(InputError):
         make()
 
 

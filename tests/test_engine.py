@@ -21,6 +21,7 @@ from optdepth.record import record
 from optdepth.stopping.gain import GainRule
 from optdepth.stopping.rule import FixedDepth, Origin
 from settings import Counting, Glancing, Setting, anywhere, counted
+from zoo import deciding, speaking, tokens
 
 RULES = ("confidence", "entropy", "margin", "patience", "additive", "hinged")
 
@@ -64,7 +65,7 @@ def test_two_exits_behind_one_block(size: int) -> None:
     exits = given.rule.stopped_at(given.trace)
     assert np.bincount(exits, minlength=3).min() > 0
     stages = [Counting(stage) for stage in given.network.stages]
-    network = StagedNetwork(given.network.stem, stages, given.network.heads, given.network.exits).eval()
+    network = StagedNetwork(given.network.stem, stages, list(given.network.heads), given.network.exits).eval()
     answers = [Engine(network, anywhere(given.rule))(part) for part in given.inputs.split(size)]
     assert np.array_equal(torch.cat([answer.exit for answer in answers]), exits)
     np.testing.assert_allclose(torch.cat([answer.cost for answer in answers]), given.trace.costs.paid()[exits])
@@ -333,6 +334,35 @@ def test_compiled_stages_are_whole_graphs_and_are_not_compiled_again(setting: Se
     assert (engine(setting.inputs[200:232], deadline=0.0).exit == 0).all()
     assert not counters["graph_break"]
     assert counters["stats"].get("unique_graphs", 0) == 0
+
+
+@pytest.mark.slow
+def test_compiled_stages_take_sentences_of_any_length() -> None:
+    """Twenty lengths: each part is compiled for the first and for all others, in each kind of batch."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    network = speaking("transformers bert")
+    batches = {length: tokens((length,) * 4) for length in range(2, 22)}
+    rule = deciding(network, [batches[length] for length in (5, 9, 13)])
+    engine, plain = Engine(network, rule, sizes=(1, 4), compile=True), Engine(network, rule)
+    legs, exits = len(plain.plan().legs), set()
+    for warmed in (False, True):
+        counters.clear()
+        if warmed:
+            engine = Engine(network, rule, sizes=(1, 4), compile=True)
+            for length in (5, 9):
+                engine.warm(batches[length])
+            counters.clear()
+        for batch in batches.values():
+            for rows in (1, 3, 4):
+                given = {name: tensor[:rows] for name, tensor in batch.items()}
+                expected = plain(given)
+                same(engine(given), expected)
+                exits |= set(expected.exit.tolist())
+        assert not counters["graph_break"]
+        assert counters["stats"].get("unique_graphs", 0) <= (0 if warmed else 3 * 2 * legs)
+    assert exits == {0, 1, 2}
 
 
 def test_answer_depends_on_no_neighbour(setting: Setting) -> None:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from checker import unchecked
 from optdepth.continuous.boundary import Boundary, field_of_scores
 from optdepth.continuous.crossing import crossed
 from optdepth.continuous.flow import FlowEngine, Stopped
@@ -319,7 +320,10 @@ def test_bad_input_says_what_to_do(flowing: Flowing) -> None:
         FlowEngine(network, parted)(torch.empty(0, 4))
     with pytest.raises(InputError, match="sample 1 of the batch holds NaN"):
         FlowEngine(network, parted)(torch.tensor([[0.0] * 4, [torch.nan] * 4]))
-    with pytest.raises(InputError, match=r"method 'dopri5': choose from euler, midpoint, rk4; the steps of adaptive"):
+    with (
+        unchecked(),
+        pytest.raises(InputError, match=r"method 'dopri5': choose from euler, midpoint, rk4; the steps of adaptive"),
+    ):
         neural_ode(4, classes=3, method="dopri5", seed=0)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="horizon -1"):
         neural_ode(4, classes=3, horizon=-1.0, seed=0)

@@ -112,7 +112,7 @@ def test_a_band_without_noise_is_the_line_itself_and_nan_beyond_it() -> None:
 
 def test_the_band_of_one_rule_is_its_standard_error() -> None:
     random = np.random.default_rng(3)
-    samples = [evaluation(np.full(4000, cost), random.random(4000) < 0.3) for cost in (0.5, 1.0)]
+    samples = [evaluation(np.full(4000, cost), (random.random(4000) < 0.3).astype(float)) for cost in (0.5, 1.0)]
     low, _, high = Frontier("snell", np.ones(2), tuple(samples), samples[1]).band([0.5], resamples=2000, seed=5)
     assert (high - low)[0] / 2 == pytest.approx(1.645 * samples[0].loss_error, rel=0.08)
 

@@ -10,8 +10,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "optdepth"
 
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
-    {"progress", "files", "palette", "batch", "libraries"},
-    {"splits", "features", "tasks", "samples", "carving", "threads", "rewards"},
+    {"fields"},
+    {"progress", "files", "palette", "batch", "outside", "interrupts", "libraries"},
+    {"tensor_files", "tasks"},
+    {"splits", "features", "samples", "carving", "threads", "rewards"},
     {"recall", "tensors", "data"},
     {"trace"},
     {"stopping", "networks"},

@@ -12,6 +12,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from checker import unchecked
 from conftest import noisy_trace
 from optdepth.cli import main
 from optdepth.errors import InputError
@@ -105,7 +106,7 @@ def test_a_name_is_given_once(own: str) -> None:
 )
 def test_a_method_that_nothing_could_show_is_refused(changed: dict[str, Any], match: str) -> None:
     given = {"name": "mine", "kind": "solved", "solve": OWN.solve, "colour": "green", "dash": "dotted"}
-    with pytest.raises(InputError, match=match):
+    with unchecked(), pytest.raises(InputError, match=match):
         Method(**{**given, **changed})
 
 
@@ -144,4 +145,4 @@ def test_the_rule_of_the_handbook_is_solved_saved_and_reported(tmp_path: Path) -
     done = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["agreed"]["kind"] == "Agreed"
-    assert (run.folder / "rules" / "agreed" / "rule.json").is_file()
+    assert (run.folder / "rules" / "agreed" / "rule.safetensors").is_file()

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from checker import unchecked
 from optdepth.costs import flops
 from optdepth.errors import InputError
 from optdepth.networks import load_network, resnet
@@ -135,5 +136,5 @@ def test_convolutional_heads_cost_what_they_say(heads: str, most: float) -> None
     ],
 )
 def test_bad_arguments(arguments: dict, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with unchecked(), pytest.raises(InputError, match=message):
         resnet(**{"depth": 20, "classes": 10, "seed": 0, **arguments})

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from checker import unchecked
 from optdepth.errors import InputError
 from optdepth.inference.engine import Engine
 from optdepth.inference.stream import stream
@@ -146,7 +147,8 @@ def test_samples_that_cannot_run_together_run_apart_and_others_are_answered(sett
     strange = [inputs[0].double(), {"images": inputs[0]}, (inputs[0],), None, 3.0, {}, "cat", [inputs[0], "cat"]]
     mixed = [sample for pair in zip(inputs, strange, strict=False) for sample in pair] + list(inputs[8:])
     for ordered in (False, True):
-        answers = {answer.index: answer for answer in stream(engine, mixed, batch=4, ordered=ordered)}
+        with unchecked():
+            answers = {answer.index: answer for answer in stream(engine, mixed, batch=4, ordered=ordered)}
         assert sorted(answers) == list(range(len(mixed)))
         failed = [i for i, answer in answers.items() if answer.error]
         assert sorted(failed) == list(range(1, 16, 2))

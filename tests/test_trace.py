@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from checker import unchecked
 from conftest import noisy_logits, noisy_trace
 from optdepth.errors import InputError
 from optdepth.stopping.placement import keep
@@ -43,7 +44,7 @@ def test_paid_adds_trunk_looks_and_answer() -> None:
     ],
 )
 def test_bad_costs_are_refused(costs: object, says: str) -> None:
-    with pytest.raises(InputError, match=says):
+    with unchecked(), pytest.raises(InputError, match=says):
         costs()
 
 
@@ -65,7 +66,7 @@ def test_bad_costs_are_refused(costs: object, says: str) -> None:
     ],
 )
 def test_bad_traces_are_refused(changes: dict, says: str) -> None:
-    with pytest.raises(InputError, match=says):
+    with unchecked(), pytest.raises(InputError, match=says):
         small(**changes)
 
 

@@ -6,31 +6,36 @@ import math
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, Int64
+from jaxtyping import Bool, Float, Int, Int64, Shaped
 from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_map
 from xxhash import xxh3_64_intdigest
 
 from .errors import InputError
 
-State = Any
+Inputs = Tensor | tuple[Tensor, ...] | list[Tensor] | Mapping[str, Tensor]
+"""What a network takes: one tensor, or a tuple or mapping of tensors, the batch first in each. A list stands for a
+tuple, of which a `DataLoader` makes one."""
+
+State = Inputs | tuple["State", ...] | list["State"] | dict[str, "State"]
 """A pytree of tensors whose first dimension is the batch; for our residual networks, one tensor."""
 
-Inputs = Any
-"""What a network takes: one tensor, or a tuple or mapping of tensors, the batch first in each."""
+Tree = TypeVar("Tree")
+"""Any pytree of tensors, a `State` or what goes beside one: what goes in comes out."""
 
 
-def plain(inputs: Inputs) -> Inputs:
+def plain(inputs: Tree) -> Tree:
     """A mapping that is no dict, such as the `BatchEncoding` of a tokenizer, as one; other inputs as they are."""
-    return dict(inputs) if isinstance(inputs, Mapping) and not isinstance(inputs, dict) else inputs
+    found: Any = dict(inputs) if isinstance(inputs, Mapping) and not isinstance(inputs, dict) else inputs
+    return found
 
 
-def hidden(state: State) -> Tensor:
-    """The main tensor of a state: the state itself, or its first tensor leaf."""
+def hidden(state: object) -> Tensor:
+    """The main tensor of a state, or of a tree that begins with one: itself, or its first tensor leaf."""
     if isinstance(state, Tensor):
         return state
     leaf = next((leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor)), None)
@@ -39,14 +44,17 @@ def hidden(state: State) -> Tensor:
     return leaf
 
 
-def select(state: State, index: Int[Tensor, " m"] | Bool[Tensor, " n"]) -> State:
+def select(state: Tree, index: Int[Tensor, " m"] | Bool[Tensor, " n"]) -> Tree:
     """The state of some samples: row numbers, or a mask over the batch."""
     rows = index.nonzero().squeeze(1) if index.dtype == torch.bool else index
     # The usual state is one tensor, and `tree_map` takes as long as gathering a few samples of it.
-    return _gather(state, rows) if isinstance(state, Tensor) else tree_map(lambda tensor: _gather(tensor, rows), state)
+    if isinstance(state, Tensor):
+        chosen: Any = _gather(state, rows)
+        return chosen
+    return tree_map(lambda tensor: _gather(tensor, rows), state)
 
 
-def front(state: State, rows: int) -> State:
+def front(state: Tree, rows: int) -> Tree:
     """The state of the first samples."""
     return tree_map(lambda tensor: tensor[:rows], state)
 
@@ -58,7 +66,7 @@ def _gather(tensor: Tensor, rows: Int[Tensor, " m"]) -> Tensor:
     return tensor.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
 
 
-def check_finite(inputs: Inputs, first: int = 0) -> None:
+def check_finite(inputs: State, first: int = 0) -> None:
     """Refuses a batch with NaN or infinity, naming the sample; `first` is the number of the batch's first one."""
     for tensor in [inputs] if isinstance(inputs, Tensor) else tree_leaves(inputs):
         # One cheap pass in the usual case; `torch.isfinite` is four more operations.
@@ -67,6 +75,64 @@ def check_finite(inputs: Inputs, first: int = 0) -> None:
         bad = torch.nonzero(~torch.isfinite(tensor.flatten(1)).all(dim=1))
         if len(bad):
             raise InputError(f"sample {first + int(bad[0])} of the batch holds NaN or infinity; clean or drop it")
+
+
+def check_batch(inputs: object) -> int:
+    """How many samples there are; refuses what is no batch of tensors, before anything is run on it."""
+    if isinstance(inputs, Tensor) and inputs.dim():
+        return len(inputs)
+    if not isinstance(inputs, Tensor | tuple | list | dict):
+        raise InputError(f"inputs are a {type(inputs).__name__}: give {_instead(inputs)}")
+    if isinstance(inputs, Tensor):
+        raise InputError("inputs are a single number: give a tensor with the samples first")
+    rows: dict[str, int] = {}
+    for path, leaf in tree_flatten_with_path(inputs)[0]:
+        name = f"inputs{keystr(path)}"
+        if not isinstance(leaf, Tensor):
+            raise InputError(f"{name} is a {type(leaf).__name__}: give {_instead(leaf)}")
+        if leaf.dim() == 0:
+            raise InputError(f"{name} is a single number: give a tensor with the samples first")
+        rows[name] = len(leaf)
+    if len(set(rows.values())) != 1:
+        said = ", ".join(f"{name} {count}" for name, count in rows.items()) or "no tensors"
+        raise InputError(f"rows of the batch: {said}; give each tensor one row a sample")
+    return len(hidden(inputs))
+
+
+def _instead(given: object) -> str:
+    """What to give in place of something that is no tensor."""
+    if isinstance(given, np.ndarray):
+        return "torch.from_numpy(...) of it"
+    numbers = isinstance(given, int | float | list)
+    return "torch.tensor(...) of it" if numbers else "a tensor, or a tuple or dict of tensors"
+
+
+def check_answers(logits: Float[Tensor, "n ..."], first: int = 0, inputs: State | None = None) -> None:
+    """Refuses answers with NaN or plus infinity, naming the sample; minus infinity rules a class out, and may stand.
+
+    Args:
+        first: the number of the batch's first sample.
+        inputs: that were answered, to say how large the sample's numbers are.
+    """
+    bad = overflown(logits)
+    if bad is None:
+        return
+    floats = [
+        leaf[bad].abs().max().item() for leaf in tree_leaves(inputs) if leaf is not None and leaf.is_floating_point()
+    ]
+    large = f", whose inputs go up to {max(floats):.2g}," if floats else ""
+    raise InputError(
+        f"sample {first + bad} of the batch{large} is answered with NaN or infinity: scale inputs as those it was "
+        f"trained on; if they are, the network's own numbers overflow {str(logits.dtype).removeprefix('torch.')}"
+    )
+
+
+def overflown(logits: Float[Tensor, "n ..."]) -> int | None:
+    """The first sample answered with NaN or plus infinity."""
+    # NaN is larger than all else to `amax`, so one cheap pass tells in the usual case.
+    if not logits.is_floating_point() or logits.numel() == 0 or logits.amax().item() < math.inf:
+        return None
+    return int(torch.nonzero(~(logits.flatten(1) < math.inf).all(dim=1))[0])
 
 
 def identities(inputs: Inputs) -> Int64[np.ndarray, " n"]:
@@ -82,11 +148,12 @@ def identities(inputs: Inputs) -> Int64[np.ndarray, " n"]:
     padded. Without such a mask nothing is known to be padding and all is content: the same numbers, padded otherwise,
     are then another sample.
     """
-    spans = _spans(inputs)
+    mask = _mask(inputs)
+    spans = None if mask is None else _spans(mask)
     leaves = sorted((keystr(path), leaf) for path, leaf in tree_flatten_with_path(inputs)[0])
     digests = np.empty((len(leaves[0][1]), len(leaves)), dtype="<u8")
     for j, (name, leaf) in enumerate(leaves):
-        padded = spans is not None and leaf.shape[:2] == inputs["attention_mask"].shape
+        padded = mask is not None and leaf.shape[:2] == mask.shape
         shape = tuple(leaf.shape[2 if padded else 1 :])
         seed = xxh3_64_intdigest(f"{name} {leaf.dtype} {'columns of ' if padded else ''}{shape}".encode())
         size = leaf.dtype.itemsize * math.prod(leaf.shape[1:])
@@ -104,16 +171,19 @@ def token_identities(inputs: Inputs, chosen: Bool[Tensor, "n t"]) -> Int64[np.nd
     Hash of the sequence's identity and of the token's place, counted from the first one that is no padding.
     """
     rows, columns = chosen.cpu().numpy().nonzero()
-    spans = _spans(inputs)
-    first = 0 if spans is None or inputs["attention_mask"].shape != chosen.shape else spans[0, rows]
+    mask = _mask(inputs)
+    first = 0 if mask is None or mask.shape != chosen.shape else _spans(mask)[0, rows]
     return identities(torch.from_numpy(np.stack([identities(inputs)[rows], columns - first], axis=1)))
 
 
-def _spans(inputs: Inputs) -> Int64[np.ndarray, "2 n"] | None:
-    """Each sample's first column that is no padding, and the column after its last; none where nothing says so."""
+def _mask(inputs: Inputs) -> Tensor | None:
+    """Which columns of each sample are no padding, (n, t); none where nothing says so."""
     mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
-    if mask is None or mask.dim() != 2:
-        return None
+    return None if mask is None or mask.dim() != 2 else mask
+
+
+def _spans(mask: Shaped[Tensor, "n t"]) -> Int64[np.ndarray, "2 n"]:
+    """Each sample's first column that is no padding, and the column after its last."""
     kept = (mask != 0).cpu().numpy()
     end = np.where(kept.any(axis=1), kept.shape[1] - kept[:, ::-1].argmax(axis=1), 0)
     return np.stack([kept.argmax(axis=1), end])

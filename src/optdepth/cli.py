@@ -8,7 +8,7 @@ import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -267,7 +267,7 @@ def evaluate(
     result = evaluate_run(here, clocked=_sizes(clock), repeats=repeats, progress=not as_json)
     here.note(_command())
     if as_json:
-        sys.stdout.write(json.dumps(result) + "\n")
+        _print_json(result)
     else:
         _out.print(_table(result))
         _out.print(f"next: optdepth report {run}")
@@ -327,7 +327,7 @@ def continuous(
         problem, out, price=price, start=begin, nodes=nodes, epochs=epochs, seed=seed, progress=not as_json
     )
     if as_json:
-        sys.stdout.write(json.dumps(results) + "\n")
+        _print_json(results)
         return
     for result in results:
         _out.print(f"{result['problem']}: {result['said']}; see {result['picture']}", highlight=False, soft_wrap=True)
@@ -358,13 +358,25 @@ def main() -> None:
     try:
         app()
     except InputError as error:
-        _err.print(f"optdepth: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise SystemExit(2) from None
+        _refuse(str(error))
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        _refuse(f"the system refuses ({place}{error.strerror or error}); free space there, or give another place")
+
+
+def _refuse(reason: str) -> NoReturn:
+    _err.print(f"optdepth: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
+    raise SystemExit(2) from None
+
+
+def _print_json(result: Any) -> None:
+    sys.stdout.write(json.dumps(result) + "\n")
+    sys.stdout.flush()  # so that a full disk is found here, and not after the end
 
 
 def _show(as_json: bool, result: Any, sentence: str) -> None:
     if as_json:
-        sys.stdout.write(json.dumps(result) + "\n")
+        _print_json(result)
     else:
         _out.print(sentence, highlight=False, soft_wrap=True)
 

@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from .batch import Inputs, hidden, plain
-from .networks import StagedNetwork
+from .batch import Inputs, State, hidden, plain
+from .networks import StagedNetwork, served
 from .networks.work import counted
 from .threads import light
 from .trace import Costs
@@ -32,7 +31,7 @@ def flops(network: StagedNetwork, example: Inputs) -> Costs:
     counts: list[float] = []
     example = plain(example)
 
-    def measured(work: Callable[[], Tensor]) -> Tensor:
+    def measured(work: Callable[[], State]) -> State:
         count, result = counted(work)
         counts.append(count / len(hidden(example)))
         return result
@@ -42,15 +41,13 @@ def flops(network: StagedNetwork, example: Inputs) -> Costs:
 
 
 @torch.inference_mode()
-def _walk(network: StagedNetwork, inputs: Inputs, measured: Callable[[Callable[[], Tensor]], Tensor]) -> None:
-    """One pass in evaluation mode, every part through `measured`: the stem, then stage and head, exit by exit."""
-    training = network.training
-    network.eval()
+def _walk(network: StagedNetwork, inputs: Inputs, measured: Callable[[Callable[[], State]], State]) -> None:
+    """One pass as it is served, every part through `measured`: the stem, then stage and head, exit by exit."""
+    network = served(network)
     state = measured(lambda: network.start(inputs))
     for k in range(len(network.exits)):
         state = measured(lambda k=k, before=state: network.advance(before, k))  # type: ignore[misc]
         measured(lambda k=k, state=state: network.answer(state, k))  # type: ignore[misc]
-    network.train(training)
 
 
 def _costs(parts: np.ndarray, unit: str) -> Costs:

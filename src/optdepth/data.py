@@ -14,10 +14,8 @@ import datasets
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64, Shaped, UInt8
 from PIL import Image, ImageOps
-from rich.console import Console
-from rich.progress import Progress
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -25,6 +23,8 @@ from xxhash import xxh3_64
 
 from .carving import Carving
 from .errors import InputError
+from .outside import check_card, check_paths
+from .progress import bar
 from .splits import Batches, carve
 
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "labels", "fine_label")
@@ -138,7 +138,7 @@ class Data:
             images = augment(images, generator, flip=self.flip, pad=self.image_size // 8)
         return normalise(images, self.mean, self.std)
 
-    def batches(self, split: str, size: int = 256) -> Batches:
+    def batches(self, split: str, size: int = 256) -> Batches[Tensor]:
         """Normalised images (n, channels, h, w) and labels (n,) of a split, in its order, `size` at a time."""
         if split not in self.splits:
             raise InputError(f"no split {split!r}: the splits are {', '.join(self.splits)}")
@@ -251,6 +251,8 @@ def _read(name: str) -> dict[str, datasets.Dataset]:
         return {"train": _digits()}
     if not Path(name).is_dir() and (Path(name).is_absolute() or name.startswith((".", "~"))):
         raise InputError(f"no such folder: {name}; {SOURCES}")
+    if Path(name).is_dir():
+        check_card(Path(name))
     try:
         found = datasets.load_dataset(str(name))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -287,9 +289,13 @@ def _standard(table: datasets.Dataset, name: str) -> datasets.Dataset:
     table = table.select_columns([image, label])
     table = table.rename_columns({old: new for old, new in ((image, "image"), (label, "label")) if old != new})
     try:
-        return table.cast_column("image", datasets.Image(decode=False))
+        table = table.cast_column("image", datasets.Image(decode=False))
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}: column {image} holds no images; store encoded files in it") from error
+    for batch in table.data["image"].chunks:  # without the bytes
+        named = batch.field("path").filter(batch.field("bytes").is_null()).drop_null()
+        check_paths(named.to_pylist(), name)
+    return table
 
 
 def _classes(tables: dict[str, datasets.Dataset], name: str) -> tuple[str, ...]:
@@ -309,19 +315,19 @@ def _classes(tables: dict[str, datasets.Dataset], name: str) -> tuple[str, ...]:
     return names
 
 
-def _labels(table: datasets.Dataset) -> Int64[np.ndarray, " n"]:
+def _labels(table: datasets.Dataset) -> Shaped[np.ndarray, " n"]:
+    """As the table holds them, whatever they are."""
     return np.asarray(table["label"][:])  # sliced: a column itself is read element by element
 
 
 def _cells(table: datasets.Dataset, doing: str) -> Iterator[dict[str, Any]]:
     """The table's images, undecoded; with a bar on stderr where they take longer than two seconds."""
     begin, chunk = time.monotonic(), 512  # rows of a table are fast to read in chunks, slow one by one
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(doing, total=len(table), visible=False)
+    with bar() as progress:
+        task = progress.add_task(doing, total=len(table), visible=False)
         for start in range(0, len(table), chunk):
             yield from table[start : start + chunk]["image"]
-            progress.update(bar, completed=start, visible=time.monotonic() - begin > 2)
+            progress.update(task, completed=start, visible=time.monotonic() - begin > 2)
 
 
 def _digests(table: datasets.Dataset, classes: tuple[str, ...]) -> Int64[np.ndarray, " n"]:
@@ -337,6 +343,8 @@ def _digests(table: datasets.Dataset, classes: tuple[str, ...]) -> Int64[np.ndar
 def _content(cell: dict[str, Any], where: str) -> bytes:
     """The encoded image in a table's cell, or in the file that it names."""
     try:
+        if cell["bytes"] is None and not Path(cell["path"]).is_file():  # a pipe or a device would never end
+            raise OSError("no such file")
         content: bytes = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
     except (OSError, TypeError) as error:
         raise InputError(f"{where} ({cell and cell['path']}): unreadable image; replace or remove it") from error

@@ -44,14 +44,14 @@ class Recall:
         first, last = self.windows[k]
         return range(first, last + 1)
 
-    def remember(self, k: int, logits: Float[Tensor, "n C"], past: Past) -> Past:
+    def remember(self, k: int, logits: Float[Tensor, "n ..."], past: Past) -> Past:
         """What to carry on from exit k, for the samples that go on: distributions that a deeper exit may answer by."""
         held = {f"{j}": past[f"{j}"] for j in range(k) if self.wanted[j] > k}
         if self.wanted[k] > k:
             held[f"{k}"] = logits.float().softmax(-1)
         return held
 
-    def answer(self, k: int, logits: Float[Tensor, "n C"], past: Past) -> Float[Tensor, "n C"]:
+    def answer(self, k: int, logits: Float[Tensor, "n ..."], past: Past) -> Float[Tensor, "n ..."]:
         """The logits to answer with at exit k: its own, or the logarithm of the pooled distribution.
 
         Args:

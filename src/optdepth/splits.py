@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,8 +13,12 @@ from torch import Tensor
 
 from .batch import Inputs
 from .errors import InputError
+from .tasks import PADDING
+
+In_co = TypeVar("In_co", bound=Inputs, covariant=True)
 
 
+@runtime_checkable
 class Split(Protocol):
     """Some samples of a source: item i is (what is held of one sample, its target)."""
 
@@ -32,10 +36,10 @@ class Split(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, i: int) -> tuple[Inputs, Any]: ...
+    def __getitem__(self, i: int) -> tuple[Any, Any]: ...
 
 
-class Batches(Iterator[tuple[Inputs, Tensor]]):
+class Batches(Iterator[tuple[In_co, Tensor]]):
     """Inputs and targets of a split, in its order, that say where they come from.
 
     Attributes:
@@ -43,18 +47,19 @@ class Batches(Iterator[tuple[Inputs, Tensor]]):
         rows: (m,) of the samples that are still to come.
     """
 
-    def __init__(self, split: Split, batches: Iterator[tuple[Inputs, Tensor]]) -> None:
+    def __init__(self, split: Split, batches: Iterator[tuple[In_co, Tensor]]) -> None:
         self.source, self.rows, self._batches = split.source, split.rows, batches
 
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> tuple[Inputs, Tensor]:
+    def __next__(self) -> tuple[In_co, Tensor]:
         inputs, targets = next(self._batches)
         self.rows = self.rows[len(targets) :]
         return inputs, targets
 
 
+@runtime_checkable
 class Splits(Protocol):
     """What `train` and `record` read: images, tables of tensors, or a source of your own.
 
@@ -69,11 +74,26 @@ class Splits(Protocol):
     def splits(self) -> Mapping[str, Split]:
         """By name; no sample is in two of them."""
 
-    def inputs(self, held: Inputs, generator: torch.Generator | None = None) -> Inputs:
+    def inputs(self, held: Any, generator: torch.Generator | None = None) -> Inputs:
         """What a network takes, from what a split holds; augmented where a generator is given, for training."""
 
     def batches(self, split: str, size: int = 256) -> Iterator[tuple[Inputs, Tensor]]:
         """Inputs and targets of a split, in its order, `size` at a time; `Batches` where they should say whence."""
+
+
+def paired(data: Splits, held: Any, targets: Tensor, generator: torch.Generator | None = None) -> tuple[Inputs, Tensor]:
+    """What a network takes, from what a split holds, and the targets that belong to it.
+
+    Targets (n, t, ...) of tokens are cut where the inputs' tokens were: the columns that inputs no longer have, if the
+    targets there are all padding.
+    """
+    inputs = data.inputs(held, generator)
+    if not isinstance(held, dict) or not isinstance(inputs, dict) or "attention_mask" not in held:
+        return inputs, targets
+    before, after = held["attention_mask"].shape, inputs["attention_mask"].shape
+    if targets.shape[:2] == before and bool((targets[:, after[1] :] == PADDING).all()):
+        targets = targets[:, : after[1]]
+    return inputs, targets
 
 
 def carve(

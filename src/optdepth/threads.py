@@ -29,7 +29,7 @@ import psutil
 import torch
 from threadpoolctl import threadpool_limits
 
-from .batch import Inputs, front, hidden
+from .batch import Tree, front, hidden
 from .errors import InputError
 
 P = ParamSpec("P")
@@ -163,7 +163,7 @@ class ThreadChoice:
         self._counts: dict[Hashable, int] = {}
 
     @contextmanager
-    def running(self, kind: Hashable, inputs: Inputs, work: Callable[[Inputs], object] | None) -> Iterator[int]:
+    def running(self, kind: Hashable, inputs: Tree, work: Callable[[Tree], object] | None) -> Iterator[int]:
         """Runs a block on as many threads as pay for it, or on the user's own number, and says on how many.
 
         Args:
@@ -183,7 +183,7 @@ class ThreadChoice:
 
 
 def paying(
-    inputs: Inputs, work: Callable[[Inputs], object], most: int, clock: Callable[[], float] = time.perf_counter
+    inputs: Tree, work: Callable[[Tree], object], most: int, clock: Callable[[], float] = time.perf_counter
 ) -> int:
     """How many of at most `most` threads pay: one, and twice as many as long as that is clearly faster.
 

@@ -11,20 +11,21 @@ from typing import Any, Self, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 from numpy.typing import ArrayLike
 
 from .batch import identities
 from .errors import InputError
 from .features import Answers, observe
-from .files import read_tensors, write_tensors
+from .files import damaged, rebuilding
 from .recall import Windows, checked, every_answer
 from .rewards import discounted, seen_among
 from .samples import Samples
+from .tensor_files import read_tensors, write_tensors
 from .threads import light
 
 Array = np.ndarray
-_FORMAT, _VERSION = "optdepth.trace", 3
+_FORMAT, _VERSION = "optdepth.trace", 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +54,7 @@ class Costs:
             raise InputError(f"reach must be one cost an exit, shape (K,); got shape {reach.shape}")
         object.__setattr__(self, "reach", reach)
         for name in ("look", "answer"):
-            given = np.asarray(getattr(self, name), dtype=np.float64)
-            value = np.full(len(reach), float(given)) if given.ndim == 0 else given
+            value = np.asarray(getattr(self, name), dtype=np.float64)
             if value.shape != reach.shape:
                 raise InputError(f"{name} has shape {value.shape}, reach has {reach.shape}: one cost an exit")
             object.__setattr__(self, name, value)
@@ -74,7 +74,12 @@ class Costs:
     @classmethod
     def of(cls, reach: ArrayLike, look: ArrayLike = 0.0, answer: ArrayLike = 0.0, unit: str = "cost") -> Self:
         """Costs from anything array-like; one number for look or answer counts for every exit."""
-        return cls(np.asarray(reach), np.asarray(look), np.asarray(answer), unit)
+        each = np.asarray(reach, dtype=np.float64)
+        looks, answers = (
+            np.full(each.shape, given) if np.ndim(given) == 0 else np.asarray(given, dtype=np.float64)
+            for given in (look, answer)
+        )
+        return cls(each, looks, answers, unit)
 
     def __len__(self) -> int:
         return len(self.reach)
@@ -137,8 +142,8 @@ class Trace:
         (2, ('confidence', 'margin', 'entropy', 'streak', 'divergence'))
     """
 
-    losses: Float[Array, "N K"]
-    observations: Float[Array, "N K F"]
+    losses: Real[Array, "N K"]
+    observations: Real[Array, "N K F"]
     costs: Costs
     features: tuple[str, ...] = ()
     posterior_losses: Float[Array, "N K"] | None = None
@@ -256,8 +261,8 @@ class Trace:
     @classmethod
     def from_rewards(
         cls,
-        rewards: Float[Any, "N K"],
-        observations: Float[Any, "N K F"],
+        rewards: Real[Any, "N K"],
+        observations: Real[Any, "N K F"],
         costs: Costs | None = None,
         *,
         discount: float | Sequence[float] | Float[Array, " K"] = 1.0,
@@ -278,7 +283,7 @@ class Trace:
         if gained.ndim != 2:
             raise InputError(f"rewards must be (N, K); got shape {gained.shape}")
         exits = costs if costs is not None else Costs.of(np.zeros(gained.shape[1]))
-        made = cls(-discounted(gained, discount), np.asarray(observations), exits, **rest)
+        made = cls(-discounted(gained, discount), np.asarray(observations, dtype=np.float32), exits, **rest)
         return replace(made, reward=seen_among(gained, made.observations, made.features))
 
     def __len__(self) -> int:
@@ -303,7 +308,7 @@ class Trace:
             return self.observations
         return self.observations[:, :, [self.features.index(name) for name in features]]
 
-    def select(self, index: Int[Array, " n"]) -> Trace:
+    def select(self, index: Int[Array, " n"] | Bool[Array, " N"]) -> Trace:
         """The samples at the positions (or under the mask) given."""
         kept = self.losses[index]
         if len(kept) == 0:
@@ -373,26 +378,25 @@ class Trace:
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Reads what `save` wrote; anything else is refused."""
-        held, about = read_tensors(Path(path), format=_FORMAT, version=_VERSION, make_it="record the trace again")
-        tensors = {name: value.numpy() for name, value in held.items()}
-        try:
-            costs = Costs(tensors["reach"], tensors["look"], tensors["answer"], about["unit"])
-            return cls(
-                losses=tensors["losses"],
-                observations=tensors["observations"],
-                costs=costs,
-                features=tuple(about["features"]),
-                posterior_losses=tensors.get("posterior_losses"),
-                source=about["source"],
-                rows=tensors["rows"],
-                identity=tensors["identity"],
-                network=about["network"],
-                recall=about.get("recall", ()),
-                reward=about.get("reward", ""),
-                disagreement=tensors.get("disagreement"),
-            )
-        except KeyError as error:
-            raise InputError(f"{path} lacks {error}; record it again") from None
+        path, again = Path(path), "record the trace again"
+        held, about = read_tensors(path, format=_FORMAT, version=_VERSION, make_it=again)
+        arrays = {name: held.take(name, torch.float64, 1) for name in ("reach", "look", "answer")}
+        parts = {
+            "losses": held.take("losses", torch.float64, 2),
+            "observations": held.take("observations", torch.float32, 3),
+            "features": about.take("features", tuple[str, ...]),
+            "posterior_losses": held.optional("posterior_losses", torch.float64, 2),
+            "rows": held.take("rows", torch.int64, 1),
+            "identity": held.take("identity", torch.int64, 1),
+            "recall": about.take("recall", Windows),
+            "disagreement": held.optional("disagreement", torch.bool, 2),
+            **{name: about.take(name, str) for name in ("source", "network", "reward")},
+        }
+        if not len(parts["rows"]) == len(parts["identity"]) == len(parts["losses"]):
+            sizes = ", ".join(f"{len(parts[name])} {name}" for name in ("losses", "rows", "identity"))
+            raise damaged(path, ValueError(f"it holds {sizes}: one each a sample"), again)
+        with rebuilding(path, again):
+            return cls(costs=Costs(**arrays, unit=about.take("unit", str)), **parts)
 
 
 def _check_shapes(losses: Array, observations: Array, costs: Costs) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,9 @@ from torch import Tensor
 
 from .costs import flops
 from .errors import InputError
+from .export.bundle import Bundle, export
 from .features import frugal_features
+from .files import read_json
 from .inference.clock import Clocked, clock
 from .inference.engine import Engine
 from .inference.timings import latency
@@ -33,10 +34,8 @@ from .stopping.rule import FixedDepth, Origin, Rule
 from .threads import ThreadChoice, said
 from .trace import Trace
 from .training.depth_loss import depth_loss
-from .training.loop import train
-
-if TYPE_CHECKING:
-    from .export.bundle import Bundle
+from .training.loop import RECORD, RECORD_FORMAT, RECORD_VERSION, train
+from .training.settings import Epoch, Settings
 
 
 def train_run(
@@ -186,8 +185,6 @@ def export_run(run: Run, *, rule: str, out: Path, progress: bool) -> Bundle:
     Args:
         rule: name of one that was solved, such as "placed".
     """
-    from .export.bundle import export
-
     data, solved = run.data(), run.rules()
     if rule not in solved:
         raise InputError(f"no rule {rule!r} in {run.folder}; it has {', '.join(solved)}")
@@ -215,14 +212,22 @@ def _differences(engine: Engine, inputs: Tensor, found: Evaluation) -> int:
     return int((exits != found.stopped_at).sum())
 
 
-def _training(run: Run) -> dict[str, Any]:
+def clocked_of(run: Run, test: Trace) -> list[Clocked]:
+    """What the clock said of the rules on the test split; nothing where they were not timed."""
+    judged = run.judged(test)
+    clocked: list[Clocked] = judged.take("clock", list[Clocked], least=0) if judged else []
+    return clocked
+
+
+def training_of(run: Run) -> dict[str, Any]:
     """How the network was trained, for people."""
-    path = run.folder / "training.json"
+    path = run.folder / RECORD
     if not path.is_file():
         return {}
-    history = json.loads(path.read_text())
-    threads = dict.fromkeys(epoch["threads"] for epoch in history["epochs"])
-    return {**history["settings"], "threads": ", then ".join(map(str, threads))}
+    again = "delete it, and the page says less of the training"
+    history = read_json(path, format=RECORD_FORMAT, version=RECORD_VERSION, make_it=again)
+    threads = dict.fromkeys(epoch.threads for epoch in history.take("epochs", tuple[Epoch, ...]))
+    return {**asdict(history.take("settings", Settings)), "threads": ", then ".join(map(str, threads))}
 
 
 def report_run(run: Run, *, price: float | None, command: str) -> Path:
@@ -239,8 +244,12 @@ def report_run(run: Run, *, price: float | None, command: str) -> Path:
         if solved is None or solved.origin.price is None:
             raise InputError(f"{run.folder} holds no rule {SOLVED!r} to take a price from; solve it, or give --price")
         price = solved.origin.price
+        if price == 0:
+            raise InputError(
+                f"the rule {SOLVED!r} in {run.folder} keeps within its budget at price 0, which is no price for depth: "
+                "solve it for a smaller budget or at a price, or give --price"
+            )
     held = data.splits["test"]
-    judged = run.judged(test)
     settings = run.settings
     path = run.folder / "report.html"
     write_report(
@@ -253,10 +262,13 @@ def report_run(run: Run, *, price: float | None, command: str) -> Path:
         price=price,
         certify=traces["certify"],
         made=Provenance(
-            list(dict.fromkeys([*settings["commands"], command])), versions(), {"run": settings["seed"]}, _training(run)
+            list(dict.fromkeys([*settings["commands"], command])),
+            versions(),
+            {"run": settings["seed"]},
+            training_of(run),
         ),
         images=held.image,
         labels=[data.classes[label] for label in held.labels],
-        clock=[Clocked(**row) for row in judged["clock"]] if judged else [],
+        clock=clocked_of(run, test),
     )
     return path

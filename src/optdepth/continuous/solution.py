@@ -36,15 +36,15 @@ class Solution:
     problem: StoppingProblem
     grid: Grid
     times: Float[Array, " M"]
-    stop: Bool[Array, M * nodes]
-    gain: Float[Array, M * nodes]
+    stop: Bool[Array, " M *nodes"]
+    gain: Float[Array, " M *nodes"]
     residual: float
     iterations: int
     status: Literal["converged", "not converged"]
-    _value: Float[Array, M * nodes]
+    _value: Float[Array, " M *nodes"]
 
     @property
-    def value(self) -> Float[Array, M * nodes]:
+    def value(self) -> Float[Array, " M *nodes"]:
         """V at every time and node.
 
         Raises:
@@ -82,7 +82,7 @@ class Solution:
         return places
 
     @cached_property
-    def level(self) -> Float[Array, M * nodes]:
+    def level(self) -> Float[Array, " M *nodes"]:
         """Positive where going on is optimal, not positive where stopping is, with the free boundary at zero.
 
         Where any time may be the last, the gain touches zero like a parabola (smooth fit), so its root is taken, which

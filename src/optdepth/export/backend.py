@@ -6,18 +6,16 @@ Nothing here imports torch, as serving does without it; only what writes may.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ..errors import InputError
 from .inputs import Array
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 Graph = Callable[[Sequence[Array]], list[Array]]
 """A part that was loaded: the arrays it takes, in order -> those it returns, in order."""
 
 
+@runtime_checkable
 class Backend(Protocol):
     """A way to write the parts of a network, and to run what was written.
 
@@ -31,12 +29,12 @@ class Backend(Protocol):
     suffix: str
     packages: tuple[str, ...]
 
-    def write(self, part: nn.Module, leaves: tuple[Tensor, ...], free: Sequence[dict[int, Any]], outputs: int) -> bytes:
+    def write(self, part: Any, leaves: tuple[Any, ...], free: Sequence[dict[int, Any]], outputs: int) -> bytes:
         """The content of a part's file.
 
         Args:
-            part: takes so many tensors and returns a tuple of `outputs` tensors.
-            leaves: an example of them.
+            part: a torch module, which takes so many tensors and returns a tuple of `outputs` tensors.
+            leaves: an example of them. What serves imports this file and no torch, so the types do not say it.
             free: of each, the dimensions whose size is free, as `torch.export` takes them.
 
         Raises:

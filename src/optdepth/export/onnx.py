@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 from ..errors import InputError
+from ..interrupts import interrupts
 from .backend import Graph
 from .inputs import Array
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 
 @final
@@ -22,7 +20,7 @@ class OnnxBackend:
     suffix: str = ".onnx"
     packages: tuple[str, ...] = ("onnx", "onnxscript")
 
-    def write(self, part: nn.Module, leaves: tuple[Tensor, ...], free: Sequence[dict[int, Any]], outputs: int) -> bytes:
+    def write(self, part: Any, leaves: tuple[Any, ...], free: Sequence[dict[int, Any]], outputs: int) -> bytes:
         """By `torch.onnx.export`; an input that the part does not read is not in the graph."""
         import torch
 
@@ -43,6 +41,8 @@ class OnnxBackend:
         except InputError:
             raise
         except Exception as error:  # the exporter's errors share no base class
+            if interrupts(error):
+                raise
             # The exporter's own error says how to ask for help; what it came from says what is wrong.
             cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
             raise InputError(_line(cause)) from error
@@ -61,6 +61,8 @@ class OnnxBackend:
         try:
             session = runtime.InferenceSession(content, options, providers=asked)
         except Exception as error:  # onnxruntime's own errors share no base class
+            if interrupts(error):
+                raise
             raise InputError(f"{where} is no graph that this onnxruntime can run ({_line(error)})") from None
         read = {value.name for value in session.get_inputs()}
 

@@ -59,7 +59,7 @@ class Observer:
 
     def __call__(
         self, answer: Float[Tensor, "n ..."], memory: Memory, before: State | None = None, state: State | None = None
-    ) -> tuple[Float[Tensor, "n F"], Memory]:
+    ) -> tuple[Float[Tensor, "samples F"], Memory]:
         """Features of one exit, and the memory to pass at the next exit looked at (empty at the first).
 
         Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ class Outcome(NamedTuple):
     """
 
     state: State
-    answers: Float[Tensor, "n C"] | None
+    answers: Float[Tensor, "n ..."] | None
     stops: Bool[Tensor, " n"] | None
     memory: Remembered
 
@@ -66,20 +66,20 @@ class Leg(nn.Module):
         # Tuples: to fetch a module from a ModuleList takes longer than all else that happens between two stages.
         self._stages, self._heads = tuple(network.stages[k] for k in ks), (network.heads[self.exit],)
 
-    def advance(self, given: Inputs | State) -> tuple[State, State]:
+    def advance(self, given: State) -> tuple[State, State]:
         """The states before and after the last of the stages, from the inputs or the state that the leg starts at."""
-        state = self.network.start(given) if self.ks[0] == 0 else given
+        state = self.network.start(cast(Inputs, given)) if self.ks[0] == 0 else given
         before = state
         for stage in self._stages:
             before, state = state, stage(state)
         return before, state
 
-    def head(self, state: State) -> Float[Tensor, "n C"]:
+    def head(self, state: State) -> Float[Tensor, "n ..."]:
         """The exit's logits."""
         logits: Tensor = self._heads[0](state)
         return logits
 
-    def forward(self, given: Inputs | State, memory: Remembered) -> Outcome:
+    def forward(self, given: State, memory: Remembered) -> Outcome:
         """The whole leg, for a batch."""
         before, state = self.advance(given)
         if not (self.looks or self.last):
@@ -91,7 +91,7 @@ class Leg(nn.Module):
         stops, seen = self.look.batch(self.exit, logits, before, state, memory.seen)
         return Outcome(state, answers, stops, Remembered(seen, self.recall.remember(self.exit, logits, memory.past)))
 
-    def one(self, given: Inputs | State, memory: Remembered) -> Outcome:
+    def one(self, given: State, memory: Remembered) -> Outcome:
         """The leg for a single sample, decided on in Python numbers: it has an answer where it stops."""
         before, state = self.advance(given)
         if not (self.looks or self.last):

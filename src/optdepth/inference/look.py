@@ -26,7 +26,7 @@ class Look:
         self._one = self.observer is not None and self.observer.sees_one
 
     def batch(
-        self, k: int, logits: Float[Tensor, "n C"], before: State, state: State, memory: Memory
+        self, k: int, logits: Float[Tensor, "n ..."], before: State, state: State, memory: Memory
     ) -> tuple[Bool[Tensor, " n"], Memory]:
         """Which samples stop at exit k, and the observer's memory after it."""
         if self.observer is None:
@@ -35,7 +35,7 @@ class Look:
         return self.rule.stop(k, observation), memory
 
     def one(
-        self, k: int, logits: Float[Tensor, "1 C"], before: State, state: State, memory: Memory
+        self, k: int, logits: Float[Tensor, "1 ..."], before: State, state: State, memory: Memory
     ) -> tuple[bool, Memory]:
         """`batch` for a single sample; by `batch` itself where a feature has no form in Python numbers."""
         if self.observer is None or not self._one or logits.ndim != 2 or not 1 < logits.shape[1] <= _CLASSES:

@@ -22,7 +22,7 @@ class RunningBatch:
     def __init__(self, samples: int, rows: int, last: int, device: torch.device) -> None:
         self.samples, self.rows, self.left = samples, rows, samples
         self.exit: Int[Tensor, " n"] = torch.full((samples,), last, device=device)
-        self.answers: Float[Tensor, "n C"] | None = None
+        self.answers: Float[Tensor, "n ..."] | None = None
         self._open: Bool[Tensor, " rows"] | None = (
             None if rows == samples else torch.arange(rows, device=device) < samples
         )
@@ -33,7 +33,7 @@ class RunningBatch:
         return (stops if self._open is None else stops & self._open).nonzero().squeeze(1)
 
     def settle(
-        self, k: int, logits: Float[Tensor, "rows C"], stops: Bool[Tensor, " rows"], leaving: Int[Tensor, " leaving"]
+        self, k: int, logits: Float[Tensor, "rows ..."], stops: Bool[Tensor, " rows"], leaving: Int[Tensor, " leaving"]
     ) -> None:
         """Answers the rows that leave at exit k, out of those that stop there."""
         if len(leaving) == self.samples == self.rows:
@@ -45,7 +45,7 @@ class RunningBatch:
         self.left -= len(leaving)
         self._open = ~stops if self._open is None else self._open & ~stops
 
-    def settle_rest(self, k: int, logits: Float[Tensor, "rows C"]) -> None:
+    def settle_rest(self, k: int, logits: Float[Tensor, "rows ..."]) -> None:
         """Answers every row still open with the logits of exit k."""
         if self._open is not None:
             self.settle(k, logits, self._open, self._open.nonzero().squeeze(1))
@@ -56,7 +56,7 @@ class RunningBatch:
             self._answer(k, logits, self._place)
             self.left = 0
 
-    def _answer(self, k: int, logits: Float[Tensor, "m C"], where: Int[Tensor, " m"]) -> None:
+    def _answer(self, k: int, logits: Float[Tensor, "m ..."], where: Int[Tensor, " m"]) -> None:
         """Answers the samples of these numbers."""
         if self.answers is None:
             self.answers = logits.new_empty(self.samples, *logits.shape[1:])

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..batch import Inputs, State, hidden, now, plain, select
 from ..errors import InputError
 from ..features import Memory
-from ..networks import StagedNetwork
+from ..networks import StagedNetwork, served
 from ..stopping.gain import GainRule
 from ..stopping.regression import Additive
 from ..stopping.rule import Origin
@@ -103,9 +103,8 @@ class Timings:
         if repeats < 1:
             raise InputError(f"repeats is {repeats}; at least one pass must be timed")
         example = plain(example)
-        training, rows = network.training, hidden(example)
+        network, rows = served(network), hidden(example)
         look = Look(_stand_in(len(network.exits), features).to(rows.device))
-        network.eval()
         batches = [select(example, torch.arange(size, device=rows.device) % len(rows)) for size in sizes]
         choice, threads = ThreadChoice(), []
         turns: list[list[Float[np.ndarray, "3 K"]]] = []
@@ -115,7 +114,6 @@ class Timings:
                 with torch.inference_mode(), choice.running(f"batches of {size}", batch, network.full) as count:
                     turns[-1].append(_turn(network, batch, look))
                 threads.append(count)
-        network.train(training)
         stages, looks, gathers = np.median(turns, axis=0).transpose(1, 2, 0)
         held = np.asarray(sizes, dtype=float)
         return cls(network.fingerprint(), held, stages, looks, gathers, tuple(threads[: len(sizes)]))

@@ -28,6 +28,7 @@ from .blocks import blocks_of, holders, learned_after, named_blocks, outside, re
 from .check import check
 from .graph import ModelGraph, graph_of
 from .heads import HEADS, HeadKind, head_kind
+from .modes import in_mode_of
 from .padding import Mask, Padding, padding_of
 from .parts import Cut, live, part, upstream
 from .signature import Signature, Stem, answer_of, evaluation
@@ -108,7 +109,7 @@ def stage(
         }
         network = network.eval().keep(choose(network.exits, exits))
         check(type(model).__name__, run, network, signature, traced.inputs, signature.flat(example))
-    return network.train(model.training)
+    return in_mode_of(network, model)
 
 
 def _cuts(
@@ -240,7 +241,7 @@ def _versions(state: State) -> list[int]:
     return [tensor._version for tensor in tree_leaves(state)]
 
 
-def _again(model: nn.Module | None = None, example: Inputs = None, **arguments: Any) -> StagedNetwork:
+def _again(model: nn.Module | None = None, example: Inputs | None = None, **arguments: Any) -> StagedNetwork:
     if model is None or example is None:
         raise InputError("the network was staged from a model: give load_network that model=, and an example=")
     if (arguments.get("head"), arguments.get("seed")) == ("tail", None):

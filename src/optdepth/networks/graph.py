@@ -83,13 +83,15 @@ class _Call:
 _calls: list[_Call] = []
 
 
-@torch.library.custom_op("optdepth::call", mutates_args=())
+@torch.library.custom_op(
+    "optdepth::call", mutates_args=(), schema="(Tensor[] tensors, SymInt[] sizes, int call) -> Tensor[]"
+)
 def _operator(tensors: list[Tensor], sizes: list[int], call: int) -> list[Tensor]:
     raise RuntimeError("optdepth::call stands for a module while tracing and is never run")
 
 
 @_operator.register_fake
-def _(tensors: list[Tensor], sizes: list[int], call: int) -> list[Tensor]:
+def _(tensors: list[Tensor], sizes: list[int | torch.SymInt], call: int) -> list[Tensor]:
     results = [leaf for leaf in _calls[call].results if isinstance(leaf, Tensor)]
     return [tensor.new_empty_strided(tensor.size(), tensor.stride()) for tensor in results]
 

@@ -71,7 +71,7 @@ class Signature:
     def call(self, model: nn.Module, tensors: Sequence[Tensor]) -> Any:
         """The model's output."""
         if self.form == "dict":
-            return model(**self.formed(tensors))
+            return model(**dict(zip(self.names, tensors, strict=True)))
         return model(*tensors)
 
 

@@ -36,11 +36,15 @@ class Threshold(Rule):
             raise InputError(
                 f"{tuple(thresholds.shape)} thresholds for {len(origin.costs)} exits; one each but the last"
             )
+        if not thresholds.is_floating_point() or thresholds.isnan().any():
+            raise InputError(f"thresholds {thresholds.tolist()}: give floating numbers, infinite where none may stop")
+        if not isinstance(below, bool):
+            raise InputError(f"below={below!r}: give True, to stop at values at most the threshold, or False")
         self.below = below
         self._cuts: tuple[float, ...] = tuple(thresholds.float().tolist())
 
     @property
-    def thresholds(self) -> Float[Tensor, " K-1"]:
+    def thresholds(self) -> Float[Tensor, " D"]:
         """One for each exit but the last."""
         return torch.tensor(self._cuts, dtype=torch.float32)
 

@@ -224,7 +224,7 @@ class _Regression:
         self.regression = Regression(fit, bases(fit, seed))
         self.observations = torch.from_numpy(np.concatenate([fit, test]))
 
-    def __call__(self, target: Float[Array, " n"]) -> Float[Array, " n+N"]:
+    def __call__(self, target: Float[Array, " n"]) -> Float[Array, " m"]:
         return self.regression.fit(target).function()(self.observations).double().numpy()
 
 

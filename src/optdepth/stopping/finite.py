@@ -81,8 +81,8 @@ class ReturnsBound:
         exit: N; the last exit where steps pay up to the end of the trace, and then the bound says nothing.
     """
 
-    gains: Float[Array, " K-1"]
-    worth: Float[Array, " K-1"]
+    gains: Float[Array, " D"]
+    worth: Float[Array, " D"]
     exit: int
 
     @property

@@ -19,7 +19,7 @@ So a part that weighs the last exit alone trains the network without exits, with
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,7 @@ class Seen:
         return self.losses + self.price * self.costs
 
 
+@runtime_checkable
 class Part(Protocol):
     """A loss per sample. Differentiable in `losses`, and in `halting` and `residuals` where it needs them."""
 

@@ -62,6 +62,7 @@ class Objective(nn.Module):
         if "rule" in loss.needs and task is not cross_entropy:
             raise InputError("a rule is solved on class logits, so the task must be cross_entropy: give by='head'")
         self.network, self.loss, self.frozen, self.task = network, loss, frozen, task
+        self._still = _held_still(network)
         if frozen:
             for part in (network.stem, network.stages, network.heads[-1]):
                 part.requires_grad_(False)
@@ -71,20 +72,20 @@ class Objective(nn.Module):
         depths = [exit.depth / network.exits[-1].depth for exit in network.exits]
         self.halting = HaltingHead(depths) if "halting" in loss.needs else None
         # Of the rule solved last. The rule itself is a module, and would go into checkpoints.
-        self.stops: Callable[[Trace], Bool[np.ndarray, "n K-1"]] | None = None
+        self.stops: Callable[[Trace], Bool[np.ndarray, "n D"]] | None = None
 
-    def solve(self, logits: list[Float[Tensor, "n classes"]], targets: Tensor, price: float) -> None:
+    def solve(self, logits: list[Float[Tensor, "n ..."]], targets: Tensor, price: float) -> None:
         """Solve the rule anew, for these answers of the network as it is, at a price in the loss's unit."""
         losses = torch.stack([losses_of(self.task, answer, targets) for answer in logits], 1)
         self.stops = snell(self._trace(logits, losses), price=price).stops
 
-    def _trace(self, logits: list[Float[Tensor, "n classes"]], losses: Float[Tensor, "n K"]) -> Trace:
+    def _trace(self, logits: list[Float[Tensor, "n ..."]], losses: Float[Tensor, "n K"]) -> Trace:
         answers = torch.stack(logits, 1).float().cpu()
         costs = Costs.of(self.costs.double().cpu().numpy())
         return Trace.from_answers(answers, losses.detach().double().cpu(), costs, kind="classes")
 
     def _halting(
-        self, logits: list[Float[Tensor, "n classes"]], losses: Float[Tensor, "n K"]
+        self, logits: list[Float[Tensor, "n ..."]], losses: Float[Tensor, "n K"]
     ) -> Float[Tensor, "n K"] | None:
         """h, if a part needs it; that of a rule stops at the last exit alone until the first is solved."""
         if self.halting is not None:
@@ -122,7 +123,7 @@ class Objective(nn.Module):
             value = value + _asked_of(states, shown, plain, weights)
         return value, plain.detach()
 
-    def _distilled(self, plain: Float[Tensor, "n K"], logits: list[Float[Tensor, "n classes"]]) -> Float[Tensor, "n K"]:
+    def _distilled(self, plain: Float[Tensor, "n K"], logits: list[Float[Tensor, "n ..."]]) -> Float[Tensor, "n K"]:
         """The losses with the last exit as the teacher of the others."""
         share, teacher = self.loss.distillation, logits[-1].detach().float().log_softmax(1)
         taught = [
@@ -133,18 +134,22 @@ class Objective(nn.Module):
         return torch.stack([*taught, plain[:, -1]], dim=1)
 
     def train(self, mode: bool = True) -> "Objective":
-        """As of any module; but what is frozen stays in evaluation mode: its statistics must not move."""
+        """As of any module; but what is frozen, and each norm that the user has put into evaluation mode by itself,
+        stays in that mode: its statistics must not move.
+        """
         super().train(mode)
         if self.frozen:
             self.network.eval()
             for head in self.network.heads[:-1]:
                 if any(parameter.requires_grad for parameter in head.parameters()):  # not one shared with the last
                     head.train(mode)
+        for norm in self._still:
+            norm.eval()
         return self
 
     def _run(
         self, inputs: Inputs, onward: Float[Tensor, " K"]
-    ) -> tuple[list[Float[Tensor, "n classes"]], list[State], list[State], tuple[Float[Tensor, " n"] | None, ...]]:
+    ) -> tuple[list[Float[Tensor, "n ..."]], list[State], list[State], tuple[Float[Tensor, " n"] | None, ...]]:
         """Logits, states, what the heads were shown of them, and the residual sizes if a part needs them."""
         logits: list[Tensor] = []
         states: list[State] = []
@@ -163,6 +168,20 @@ class Objective(nn.Module):
             shown.append(state if self.frozen else tree_map(_leaf, state))
             logits.append(self.network.answer(shown[-1], k))
         return logits, states, shown, tuple(residuals)
+
+
+def _held_still(network: nn.Module) -> tuple[nn.Module, ...]:
+    """Norms in evaluation mode within modules that are not: somebody has put them there one by one.
+
+    A network that is in evaluation mode as a whole, as `load_network` and `train` leave it, tells of no such wish.
+    """
+    return tuple(
+        norm
+        for module in network.modules()
+        if module.training
+        for norm in module.children()
+        if isinstance(norm, nn.modules.batchnorm._NormBase) and not norm.training
+    )
 
 
 def balance(weights: Float[Tensor, "n K"]) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:
@@ -207,7 +226,7 @@ class HaltingHead(nn.Module):
         self.register_buffer("odds", -later.log(), persistent=False)
         self.register_buffer("depths", torch.tensor(depths), persistent=False)
 
-    def forward(self, logits: Sequence[Float[Tensor, "n classes"]]) -> Float[Tensor, "n K"]:
+    def forward(self, logits: Sequence[Float[Tensor, "n ..."]]) -> Float[Tensor, "n K"]:
         seen = torch.stack([self.observer(answer, {})[0] for answer in logits[:-1]], dim=1)
         depth = self.depths[:-1, None].expand(len(seen), -1, 1)
         moved = self.out(F.relu(self.hidden(torch.cat([seen, depth], dim=2)))).squeeze(2).float()
