@@ -228,6 +228,7 @@ def test_a_network_trained_further_refuses_its_old_rules(cli: Cli, run: Path, tm
         (["solve", "RUN"], ["price", "budget"]),
         (["solve", "RUN", "--price", "0.1", "--budget", "0.5"], ["price", "budget"]),
         (["solve", "RUN", "--budget", "0.001"], ["no rule meets", "the nearest is"]),
+        (["solve", "RUN", "--budget", "5"], ["a budget of 5 full passes", "more than any rule takes", "less than"]),
         (["solve", "RUN", "--price", "0.1", "--method", "magic"], ["magic", "snell"]),
         (["certify", "RUN", "--risk", "2"], ["risk is 2"]),
         (["certify", "RUN", "--confidence", "95"], ["confidence is 95", "0.95 for 95%"]),

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import optdepth as od
 from optdepth.batch import select
 from optdepth.errors import InputError
 from optdepth.inference import decoding
 from optdepth.inference.decoding import Decoder, token_flops
+from optdepth.networks.work import counted
 from optdepth.stopping.baselines import Threshold
 from optdepth.stopping.rule import FixedDepth, Origin
 from optdepth.tasks import token_cross_entropy
@@ -232,9 +232,8 @@ def test_what_a_token_costs(told) -> None:
     cache = Decoder(model, network, FixedDepth(Origin(costs, network.fingerprint()), 3)).layers.cache()
     with torch.inference_mode():
         model(PROMPT[:, :-1], past_key_values=cache, use_cache=True)
-        with FlopCounterMode(display=False) as counter:
-            model(PROMPT[:, -1:], past_key_values=cache, use_cache=True)
-    assert costs.full == pytest.approx(counter.get_total_flops() / 3)
+        work, _ = counted(lambda: model(PROMPT[:, -1:], past_key_values=cache, use_cache=True))
+    assert costs.full == pytest.approx(work / 3)
 
 
 def test_a_trace_of_tokens(told) -> None:

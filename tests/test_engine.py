@@ -21,6 +21,7 @@ from optdepth.record import record
 from optdepth.stopping.gain import GainRule
 from optdepth.stopping.rule import FixedDepth, Origin
 from settings import Counting, Glancing, Setting, anywhere, counted
+from zoo import deciding, speaking, tokens
 
 RULES = ("confidence", "entropy", "margin", "patience", "additive", "hinged")
 
@@ -333,6 +334,35 @@ def test_compiled_stages_are_whole_graphs_and_are_not_compiled_again(setting: Se
     assert (engine(setting.inputs[200:232], deadline=0.0).exit == 0).all()
     assert not counters["graph_break"]
     assert counters["stats"].get("unique_graphs", 0) == 0
+
+
+@pytest.mark.slow
+def test_compiled_stages_take_sentences_of_any_length() -> None:
+    """Twenty lengths: each part is compiled for the first and for all others, in each kind of batch."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    network = speaking("transformers bert")
+    batches = {length: tokens((length,) * 4) for length in range(2, 22)}
+    rule = deciding(network, [batches[length] for length in (5, 9, 13)])
+    engine, plain = Engine(network, rule, sizes=(1, 4), compile=True), Engine(network, rule)
+    legs, exits = len(plain.plan().legs), set()
+    for warmed in (False, True):
+        counters.clear()
+        if warmed:
+            engine = Engine(network, rule, sizes=(1, 4), compile=True)
+            for length in (5, 9):
+                engine.warm(batches[length])
+            counters.clear()
+        for batch in batches.values():
+            for rows in (1, 3, 4):
+                given = {name: tensor[:rows] for name, tensor in batch.items()}
+                expected = plain(given)
+                same(engine(given), expected)
+                exits |= set(expected.exit.tolist())
+        assert not counters["graph_break"]
+        assert counters["stats"].get("unique_graphs", 0) <= (0 if warmed else 3 * 2 * legs)
+    assert exits == {0, 1, 2}
 
 
 def test_answer_depends_on_no_neighbour(setting: Setting) -> None:

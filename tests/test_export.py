@@ -334,9 +334,9 @@ def test_examples_that_are_no_inputs_are_refused(setting: Setting, tmp_path: Pat
         ([], "an empty list"),
         ([inputs[:2], {"images": inputs[:2]}], "a tensor of inputs and a dict of images"),
         ([inputs[:2], inputs[:2].double()], "float32 of 4 dimensions and torch.float64 of 4 dimensions"),
-        (inputs[:2].bfloat16(), "numpy has no bfloat16"),
+        (inputs[:2].bfloat16(), "give floats as torch.float32"),
         ((inputs[:2], inputs[:3]), "batches of sizes"),
-        ({"images": inputs[:2]}, "the network cannot run the examples"),
+        ({"images": inputs[:2]}, r"the network cannot run inputs\['images'\] float32"),
         (inputs[:2].numpy(), "give a tensor"),
     ):
         with unchecked(), pytest.raises(InputError, match=words) as error:

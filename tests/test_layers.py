@@ -11,9 +11,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "optdepth"
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
     {"fields"},
-    {"progress", "files", "palette", "batch", "outside"},
-    {"tensor_files"},
-    {"splits", "features", "tasks", "samples", "carving", "threads", "rewards"},
+    {"progress", "files", "palette", "batch", "outside", "interrupts", "libraries"},
+    {"tensor_files", "tasks"},
+    {"splits", "features", "samples", "carving", "threads", "rewards"},
     {"recall", "tensors", "data"},
     {"trace"},
     {"stopping", "networks"},

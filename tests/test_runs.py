@@ -216,6 +216,21 @@ def test_rules_solved_at_one_unit_are_not_judged_at_another(run: Run) -> None:
         STEPS[name](run)
 
 
+def test_a_budget_that_leaves_no_price_to_report_at_is_said_so(run: Run) -> None:
+    """As much as any rule takes: the rule is that at price 0, and the page is about a price."""
+    most = float(run.traces()["fit"].costs.paid().max())
+    workflow.solve_run(run, ["placed"], price=None, budget=most, progress=False)
+    refused(
+        lambda: workflow.report_run(run, price=None, command=""),
+        "the rule 'placed'",
+        "keeps within its budget at price 0, which is no price for depth: solve it for a smaller budget or at a price",
+    )
+    refused(
+        lambda: workflow.solve_run(run, ["placed"], price=None, budget=2 * most, progress=False),
+        "is more than any rule",
+    )
+
+
 def test_recording_killed_midway_leaves_the_traces_as_they_were(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {path.name: path.read_bytes() for path in (run.folder / "traces").iterdir()}
     assert set(files) == {f"{split}.safetensors" for split in SPLITS}

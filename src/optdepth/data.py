@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped, UInt8
 from PIL import Image, ImageOps
-from rich.console import Console
-from rich.progress import Progress
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -26,6 +24,7 @@ from xxhash import xxh3_64
 from .carving import Carving
 from .errors import InputError
 from .outside import check_card, check_paths
+from .progress import bar
 from .splits import Batches, carve
 
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "labels", "fine_label")
@@ -324,12 +323,11 @@ def _labels(table: datasets.Dataset) -> Shaped[np.ndarray, " n"]:
 def _cells(table: datasets.Dataset, doing: str) -> Iterator[dict[str, Any]]:
     """The table's images, undecoded; with a bar on stderr where they take longer than two seconds."""
     begin, chunk = time.monotonic(), 512  # rows of a table are fast to read in chunks, slow one by one
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(doing, total=len(table), visible=False)
+    with bar() as progress:
+        task = progress.add_task(doing, total=len(table), visible=False)
         for start in range(0, len(table), chunk):
             yield from table[start : start + chunk]["image"]
-            progress.update(bar, completed=start, visible=time.monotonic() - begin > 2)
+            progress.update(task, completed=start, visible=time.monotonic() - begin > 2)
 
 
 def _digests(table: datasets.Dataset, classes: tuple[str, ...]) -> Int64[np.ndarray, " n"]:

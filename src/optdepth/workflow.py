@@ -244,6 +244,11 @@ def report_run(run: Run, *, price: float | None, command: str) -> Path:
         if solved is None or solved.origin.price is None:
             raise InputError(f"{run.folder} holds no rule {SOLVED!r} to take a price from; solve it, or give --price")
         price = solved.origin.price
+        if price == 0:
+            raise InputError(
+                f"the rule {SOLVED!r} in {run.folder} keeps within its budget at price 0, which is no price for depth: "
+                "solve it for a smaller budget or at a price, or give --price"
+            )
     held = data.splits["test"]
     settings = run.settings
     path = run.folder / "report.html"

@@ -19,6 +19,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import read_json, reading, rebuilding
+from ..interrupts import interrupts
 from .backend import Graph, backend_of
 from .inputs import Array, Inputs, Takes, TakesAbout
 
@@ -167,6 +168,8 @@ class _Part:
         try:
             found = self._run(carried)
         except Exception as error:  # the errors of libraries that serve share no base class
+            if interrupts(error):
+                raise
             raise InputError(f"the graph of exit {self.exit} cannot run on these inputs ({_line(error)})") from None
         if len(found) != self.carries + (1 if self.last else 2):
             raise InputError(f"the graph of exit {self.exit} returns {len(found)} arrays, not what the manifest says")

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .modes import in_mode_of
 from .shared import SharedModule
 from .staged import BUILDERS, Exit, StagedNetwork
 
@@ -78,7 +79,7 @@ def unrolled(network: StagedNetwork, steps: int) -> StagedNetwork:
         raise InputError("only a looped network with an exit after every step can be unrolled: build it with looped")
     if steps < 1:
         raise InputError(f"steps={steps}: give at least 1")
-    return _unroll(network.stem, block, head, steps, network.config).train(network.training)
+    return in_mode_of(_unroll(network.stem, block, head, steps, network.config), network)
 
 
 def _unroll(

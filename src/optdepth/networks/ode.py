@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .modes import in_mode_of
 from .shared import SharedModule
 from .staged import BUILDERS, Exit, StagedNetwork
 
@@ -113,7 +114,7 @@ def regridded(network: StagedNetwork, intervals: int, *, method: Method) -> Stag
     """
     pieces = flow_pieces(network)
     horizon = pieces[-1].end
-    return flow_network(
+    made = flow_network(
         network.stem,
         unwrapped(pieces[-1].field),
         unwrapped(network.heads[-1]),
@@ -121,7 +122,8 @@ def regridded(network: StagedNetwork, intervals: int, *, method: Method) -> Stag
         intervals=intervals,
         method=method,
         config=network.config,
-    ).train(network.training)
+    )
+    return in_mode_of(made, network)
 
 
 def flow_pieces(network: StagedNetwork) -> list[Interval]:

@@ -16,6 +16,7 @@ from ..batch import Inputs, State
 from ..errors import InputError
 from ..files import damaged, rebuilding
 from ..tensor_files import read_tensors, write_tensors
+from .modes import in_mode_of
 
 BUILDERS: dict[str, Callable[..., "StagedNetwork"]] = {}
 """Builders by family name. A family registers itself here, so that this file need not import it."""
@@ -128,22 +129,23 @@ class StagedNetwork(nn.Module):
             raise InputError(f"exits {list(names)} lack the last one: add {valid[-1]!r}")
         kept = [k for k, name in enumerate(valid) if name in names]
         stages, bounds = list(self.stages), itertools.pairwise([-1, *kept])
-        return StagedNetwork(
+        kept_only = StagedNetwork(
             self.stem,
             [_merge(stages[before + 1 : k + 1]) for before, k in bounds],
             [self.heads[k] for k in kept],
             [self.exits[k] for k in kept],
             None if self.config is None else {**self.config, "exits": [valid[k] for k in kept]},
-        ).train(self.training)
+        )
+        return in_mode_of(kept_only, self)
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with the exits, the architecture and every bit of the weights.
 
         SHA-256 over exit names and, by sorted key, each tensor's name, type, shape and bytes: the same on
-        every device and in every process.
+        every device and in every process. Of quantised weights it is over the tensors that they are made of.
         """
         digest = hashlib.sha256(json.dumps([exit.name for exit in self.exits]).encode())
-        for key, tensor in sorted(self.state_dict().items()):
+        for key, tensor in (each for item in sorted(self.state_dict().items()) for each in _plain(*item)):
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -156,6 +158,12 @@ class StagedNetwork(nn.Module):
         """
         if self.config is None:
             raise InputError("a network without a config cannot be saved: build it with optdepth.resnet or stage")
+        made = [tensor for tensor in self.state_dict().values() if hasattr(tensor, "__tensor_flatten__")]
+        if made:
+            raise InputError(
+                f"weights of type {type(made[0]).__name__} cannot be saved: save the network before it is quantised, "
+                "and quantise what load_network returns"
+            )
         about = {"format": FORMAT, "version": VERSION, "config": self.config, "fingerprint": self.fingerprint()}
         write_tensors(Path(folder) / WEIGHTS, self.state_dict(), about)
 
@@ -211,6 +219,14 @@ def _check_sizes(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> No
             raise InputError(f"no weight has a side of {name} {config[name]!r:.40}")
     if "depth" in config and not 0 <= config["depth"] <= len(weights):
         raise InputError(f"{len(weights)} weights are too few for a depth of {config['depth']!r:.40}")
+
+
+def _plain(key: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
+    """A tensor of a type of its own as the plain ones that it holds, with their names."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [(key, tensor)]
+    inner, _ = tensor.__tensor_flatten__()
+    return [each for name in inner for each in _plain(f"{key}.{name}", getattr(tensor, name))]
 
 
 def _merge(stages: Sequence[nn.Module]) -> nn.Module:

@@ -18,8 +18,6 @@ import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.state import AcceleratorState
 from jaxtyping import Float
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Subset
@@ -28,7 +26,8 @@ from ..batch import Inputs
 from ..errors import InputError
 from ..files import rebuilding, write_json
 from ..networks.staged import StagedNetwork
-from ..splits import Splits
+from ..progress import bar
+from ..splits import Splits, paired
 from ..tasks import TaskLoss, cross_entropy
 from ..threads import ThreadChoice, chosen, said
 from .checkpoint import Checkpoint
@@ -80,7 +79,8 @@ def train(
     number it had, unless the user has set another.
 
     Args:
-        network: ends on the device it was trained on, in evaluation mode.
+        network: ends on the device it was trained on, in evaluation mode. In it all trains, but that norms which are in
+            evaluation mode (`norm.eval()`) within a network in training mode keep the statistics that they have.
         data: its train split trains; its fit split (at most 5,000 samples) shows progress, and fits the rule of a loss
             that has one; no other is read.
         loss: what the trunk is asked.
@@ -200,7 +200,7 @@ class _Run:
         part: Subset[Any] = Subset(self.data.splits["train"], range(size))  # type: ignore[arg-type]
         held, labels = tree_map(lambda tensor: tensor.to(device), next(iter(DataLoader(part, size))))
         step = rehearsal(self.accelerator.unwrap_model(self.model), self.loss.price_at(0.0))
-        return ThreadChoice().running("training steps", (self.data.inputs(held), labels), step)
+        return ThreadChoice().running("training steps", paired(self.data, held, labels), step)
 
     def epoch(self, epoch: int, advance: Callable[[str], None]) -> Epoch:
         """One pass over the train split. All its randomness comes from (seed, epoch, process)."""
@@ -215,7 +215,7 @@ class _Run:
         with torch.random.fork_rng():
             torch.manual_seed(other)  # for modules that draw: dropout, stochastic depth
             for step, (held, labels) in enumerate(self.loader):
-                inputs = self.data.inputs(held, generator)
+                inputs, labels = paired(self.data, held, labels, generator)
                 where = f"in epoch {epoch + 1}, batch {step + 1}"
                 _finite(inputs, f"a sample {where} holds NaN or inf: correct the data")
                 done = (epoch * self.steps + step) / (settings.epochs * self.steps)
@@ -254,9 +254,9 @@ class _Run:
         with torch.no_grad(), self.accelerator.autocast():
             part: Subset[Any] = Subset(split, chosen)  # type: ignore[arg-type]
             for held, labels in DataLoader(part, batch_size=500):
-                inputs = self.data.inputs(tree_map(lambda tensor: tensor.to(device), held))
+                inputs, labels = paired(self.data, *tree_map(lambda tensor: tensor.to(device), (held, labels)))
                 answers.append(self.network(inputs))
-                targets.append(labels.to(device))
+                targets.append(labels)
         return [torch.cat(one) for one in zip(*answers, strict=True)], torch.cat(targets)
 
     def _solve_rule(self, logits: list[Float[Tensor, "n ..."]], targets: Tensor, price: float) -> None:
@@ -267,10 +267,7 @@ class _Run:
     @contextmanager
     def bar(self, *, shown: bool, done: int) -> Iterator[Callable[[str], None]]:
         """A progress bar on stderr; yields what moves it one batch on."""
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        console = Console(stderr=True)
-        shown = shown and self.accelerator.is_main_process and console.is_terminal
-        with Progress(*columns, console=console, disable=not shown) as progress:
+        with bar(shown=shown and self.accelerator.is_main_process, transient=False) as progress:
             total = self.settings.epochs * self.steps
             task = progress.add_task("training", total=total, completed=done * self.steps)
             yield lambda text: progress.update(task, advance=1, description=text)
