@@ -6,7 +6,7 @@
 Each model is staged on an example and then asked again on other inputs, in another number and, where they have one, of
 another length: the last exit is the model bit for bit, or the model was refused, and the table says with which words.
 Writes `benchmarks/results/architectures/architectures.json` after every model, so that an interrupted run goes on, and
-`docs/architectures.md`.
+the last section of `docs/networks.md`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ from torch import Tensor
 from architectures_zoo import Subject, subjects
 from figures import RESULTS, load, made_by, provenance, save, table_row
 from optdepth.errors import InputError
+from optdepth.libraries import library
 from optdepth.networks import stage
 
 FIGURES = RESULTS / "architectures" / "architectures.json"
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "architectures.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "networks.md"
+TITLE = "## What was tried"
 SAMPLES = 3
+OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
 
 
 def main() -> None:
@@ -38,6 +41,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="models whose library or name has these letters")
     parser.add_argument("--again", action="store_true", help="try those anew that were tried before")
     given = parser.parse_args()
+    declare()
     FIGURES.parent.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = load(FIGURES)["models"] if FIGURES.exists() else {}
     made = provenance(__file__, also=("torchvision", "timm", "transformers"))
@@ -47,7 +51,18 @@ def main() -> None:
         found[subject.key] = tried(subject)
         print(subject.key, found[subject.key], file=sys.stderr, flush=True)
         save(FIGURES, {**made, "models": found})
-    PAGE.write_text(page(made, found))
+    PAGE.write_text(PAGE.read_text().partition(TITLE)[0] + section(made, found))
+
+
+def declare() -> None:
+    """Lets a torchvision load that was built for another torch: without its compiled operators, which no model here
+    calls, it fails on the declarations of two of them.
+    """
+    try:
+        library("torchvision")
+    except InputError:
+        for name in ("nms", "qnms"):
+            OPERATORS.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 def tried(subject: Subject) -> dict[str, Any]:
@@ -83,12 +98,12 @@ def answer(model: torch.nn.Module, inputs: Any, output: str | None) -> Tensor:
     return found[output or "logits"]
 
 
-def page(made: dict[str, Any], found: dict[str, Any]) -> str:
+def section(made: dict[str, Any], found: dict[str, Any]) -> str:
     """All that was tried, as Markdown."""
     rows = list(found.values())
     staged = [row for row in rows if row["staged"]]
     lines = [
-        "# Architectures",
+        TITLE,
         "",
         f"{len(staged)} of {len(rows)} constructors of torchvision, timm and transformers, small and with random "
         f"weights, can be staged; of {sum(row['same'] for row in staged)} the last exit is the model bit for bit on "

@@ -151,7 +151,7 @@ def _texts() -> list[Subject]:
         "MobileBert": {"embedding_size": 16, "intra_bottleneck_size": 16, "num_feedforward_networks": 1},
         "SqueezeBert": {"embedding_size": 32, "q_groups": 1, "k_groups": 1, "v_groups": 1, "post_attention_groups": 1,
                         "intermediate_groups": 1, "output_groups": 1},
-        "Nystromformer": {"num_landmarks": 4, "segment_means_seq_len": 8},
+        "Nystromformer": {"num_landmarks": 8, "segment_means_seq_len": 8},
         "BigBird": {"attention_type": "original_full"},
         "ModernBert": {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3},
         "XLMRoberta": {"pad_token_id": 1},
@@ -178,21 +178,16 @@ def _texts() -> list[Subject]:
         "XLNet": ("SequenceClassification", xlnet),
         "Bart": ("SequenceClassification", bart),
     }
-    tokens = Subject(
-        "transformers",
-        "BertForTokenClassification",
-        _built("BertConfig", "BertForTokenClassification", **both),
-        sentences,
-    )
-    masked = Subject("transformers", "BertForMaskedLM", _built("BertConfig", "BertForMaskedLM", **both), sentences)
     return [
         *found,
         *(
             Subject("transformers", f"{kind}For{task}", _built(f"{kind}Config", f"{kind}For{task}", **sizes), _ended)
             for kind, (task, sizes) in named.items()
         ),
-        tokens,
-        masked,
+        *(
+            Subject("transformers", name, _built("BertConfig", name, **both), sentences)
+            for name in ("BertForTokenClassification", "BertForMaskedLM")
+        ),
     ]
 
 

@@ -203,3 +203,22 @@ def test_clip_images_alone() -> None:
     example = {**tokens(), "pixel_values": images()}
     network = stage(model, example=example, output="image_embeds", exits="all", head="linear", mask=None)
     assert [exit.name for exit in network.exits] == [f"vision_model.encoder.layers.{i}" for i in range(3)]
+
+
+class Reading(nn.Module):
+    """A block that reads a number off its tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.linear(x) * x.new_ones(3).count_nonzero().item()
+
+
+def test_what_a_block_reads_off_its_tensors_is_its_own_affair() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Reading(), Reading(), nn.Linear(8, 3)).eval()
+    network = stage(model, example=torch.randn(3, 8), exits="all", blocks=["0", "1"])
+    x = torch.randn(5, 8)
+    assert torch.equal(network.full(x), model(x))

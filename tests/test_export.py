@@ -364,6 +364,34 @@ def test_only_a_bundle_is_written_over(setting: Setting, bundle: Path, tmp_path:
     refused(tmp_path / "bundle", "something else than a bundle, notes.txt")
     (tmp_path / "bundle" / "notes.txt").rename(tmp_path / "bundle" / "mine.onnx")
     refused(tmp_path / "bundle", "something else than a bundle, mine.onnx")
+    (tmp_path / "bundle" / "mine.onnx").rename(tmp_path / "bundle" / "exit7-0123456789abcdef.onnx")  # named like ours
+    refused(tmp_path / "bundle", "something else than a bundle, exit7-0123456789abcdef.onnx; give an empty folder, or")
+
+
+def test_a_new_bundle_takes_an_older_ones_place_or_leaves_it_as_it_was(
+    setting: Setting, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before the manifest is replaced, what was written of the new bundle is known for a bundle's next time."""
+    shutil.copytree(bundle, tmp_path / "bundle")
+    whole, inputs = Path.replace, setting.inputs[:4]
+    before = Runtime(bundle)(inputs.numpy())
+
+    def killed(self: Path, target: Path) -> Path:
+        if self.name == "manifest.json" and self.parent.name == ".unchecked":
+            raise OSError("killed")
+        return whole(self, target)
+
+    rule = setting.rules["confidence"]
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(InputError, match="cannot write"):
+        export(setting.network, rule, inputs, tmp_path / "bundle")
+    monkeypatch.undo()
+    np.testing.assert_array_equal(Runtime(tmp_path / "bundle")(inputs.numpy()).exit, before.exit)
+    assert len(list((tmp_path / "bundle").glob("*.onnx"))) > len(list(bundle.glob("*.onnx")))
+    written = export(setting.network, rule, inputs, tmp_path / "bundle")
+    assert answers_as(setting.network, rule, Runtime(written.folder), inputs)
+    graphs = json.loads((written.folder / "manifest.json").read_text())["graphs"]
+    assert {path.name for path in written.folder.iterdir()} == {"manifest.json", *(graph["file"] for graph in graphs)}
 
 
 @pytest.mark.parametrize("given", [{"providers": ["Abacus"]}, {"providers": ["CPUExecutionProvider", "Abacus"]}])

@@ -92,6 +92,15 @@ def test_tensors_are_taken_by_type_and_dimensions(tmp_path: Path) -> None:
     assert held.optional("y", torch.float32, 1) is None
 
 
+@pytest.mark.parametrize("tensor", [torch.zeros(1).expand(0), torch.arange(6)[3:4], torch.zeros(2, 0), torch.tensor(2)])
+def test_tensors_of_one_number_or_none_come_back(tensor: torch.Tensor, tmp_path: Path) -> None:
+    for each in (tensor, tensor.as_strided(tensor.shape, (0,) * tensor.dim())):
+        write_tensors(tmp_path / "a.safetensors", {"x": each, "y": each}, ABOUT)
+        held, _ = read_tensors(tmp_path / "a.safetensors", **KIND)
+        assert torch.equal(held.held["x"], tensor)
+        assert torch.equal(held.held["y"], tensor)
+
+
 def test_a_checksum_moves_with_what_it_is_of(tmp_path: Path) -> None:
     """Content that was changed and stamped anew is sound: checksums are against accidents."""
     path = tmp_path / "a.safetensors"

@@ -272,7 +272,9 @@ def test_rules_fitted_on_other_samples_are_refused(run: Run) -> None:
     said = ("rule 'confidence' was not fitted on the fit split", "optdepth solve", "--price 0.1 --method confidence")
     for name in READS_RULES:
         refused(lambda name=name: STEPS[name](run), *said)
-    FixedDepth(Origin(test.costs), 0).save(run.folder / "rules" / "confidence")  # fitted on nothing
+    FixedDepth(Origin(test.costs), 0).save(run.folder / "rules" / "confidence")
+    refused(lambda: evaluate(run), "rule 'confidence' names no network", f"holds {test.network}", "optdepth solve")
+    FixedDepth(Origin(test.costs, test.network), 0).save(run.folder / "rules" / "confidence")  # fitted on nothing
     evaluate(run)
 
 

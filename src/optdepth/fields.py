@@ -42,7 +42,7 @@ class Fields:
             raise InputError(f"{self._where} lacks {name!r}; {self._make_it}")
         try:
             return _made(self.held[name], kind, name, least, most)
-        except _UnfitError as error:
+        except (_UnfitError, InputError) as error:  # a dataclass refuses what does not fit together
             raise InputError(f"{self._where} is damaged ({error}); {self._make_it}") from None
 
     def inner(self, name: str) -> Fields:

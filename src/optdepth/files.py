@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 from .errors import FileError, InputError
 from .fields import Fields
@@ -175,7 +175,16 @@ def check_digest(found: str, told: Any, path: Path, make_it: str) -> None:
         raise InputError(f"{path} is damaged (it is not as it was written, by its checksum); {make_it}")
 
 
-def digest_of(plain: dict[str, Any]) -> hashlib._Hash:
+@runtime_checkable
+class Digest(Protocol):
+    """What `hashlib` makes, whose own type has no name that can be read while a program runs."""
+
+    def update(self, data: bytes | memoryview, /) -> None: ...
+
+    def hexdigest(self) -> str: ...
+
+
+def digest_of(plain: dict[str, Any]) -> Digest:
     """SHA-256 of what JSON says, however it is laid out; more may be added."""
     return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode())
 

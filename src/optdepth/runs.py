@@ -32,6 +32,8 @@ from .trace import Costs, Trace
 _FORMAT, _VERSION = "optdepth.run", 3
 _JUDGED, _JUDGED_VERSION = "optdepth.evaluation", 3
 SPLITS = ("fit", "certify", "test")
+_LARGEST = 65_536
+"""Pixels of a side that a run may say its images are resized to."""
 CERTIFIED = "certified"
 """Name of the rule that was certified last."""
 _START = "make a run with `optdepth train --out NEW`"
@@ -51,8 +53,9 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """What `run.json` says."""
         told = read_json(self.folder / "run.json", format=_FORMAT, version=_VERSION, make_it=_START)
-        kinds = {"data": str, "seed": int, "image_size": int | None, "commands": list[str]}
-        return {name: told.take(name, kind) for name, kind in kinds.items()}
+        settings = {"data": told.take("data", str), "seed": told.take("seed", int, least=0)}
+        settings["image_size"] = told.take("image_size", int | None, least=1, most=_LARGEST)
+        return {**settings, "commands": told.take("commands", list[str])}
 
     def begin(self, data: str, seed: int, image_size: int | None) -> Data:
         """The data of a new run, whose splits are written down once they could be read; or of the one in the folder.

@@ -88,5 +88,7 @@ def _digest(tensors: Mapping[str, Tensor], about: dict[str, Any]) -> str:
     digest = digest_of(about)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        flat = tensor.reshape(-1)
+        flat = flat.as_strided(flat.shape, (1,))  # which a single number, or none, need not have
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from .batch import identities
 from .errors import InputError
 from .features import Answers, observe
-from .files import rebuilding
+from .files import damaged, rebuilding
 from .recall import Windows, checked, every_answer
 from .rewards import discounted, seen_among
 from .samples import Samples
@@ -392,6 +392,9 @@ class Trace:
             "disagreement": held.optional("disagreement", torch.bool, 2),
             **{name: about.take(name, str) for name in ("source", "network", "reward")},
         }
+        if not len(parts["rows"]) == len(parts["identity"]) == len(parts["losses"]):
+            sizes = ", ".join(f"{len(parts[name])} {name}" for name in ("losses", "rows", "identity"))
+            raise damaged(path, ValueError(f"it holds {sizes}: one each a sample"), again)
         with rebuilding(path, again):
             return cls(costs=Costs(**arrays, unit=about.take("unit", str)), **parts)
 

@@ -35,7 +35,7 @@ from .threads import ThreadChoice, said
 from .trace import Trace
 from .training.depth_loss import depth_loss
 from .training.loop import RECORD, RECORD_FORMAT, RECORD_VERSION, train
-from .training.settings import Epoch
+from .training.settings import Epoch, Settings
 
 
 def train_run(
@@ -212,7 +212,14 @@ def _differences(engine: Engine, inputs: Tensor, found: Evaluation) -> int:
     return int((exits != found.stopped_at).sum())
 
 
-def _training(run: Run) -> dict[str, Any]:
+def clocked_of(run: Run, test: Trace) -> list[Clocked]:
+    """What the clock said of the rules on the test split; nothing where they were not timed."""
+    judged = run.judged(test)
+    clocked: list[Clocked] = judged.take("clock", list[Clocked], least=0) if judged else []
+    return clocked
+
+
+def training_of(run: Run) -> dict[str, Any]:
     """How the network was trained, for people."""
     path = run.folder / RECORD
     if not path.is_file():
@@ -220,7 +227,7 @@ def _training(run: Run) -> dict[str, Any]:
     again = "delete it, and the page says less of the training"
     history = read_json(path, format=RECORD_FORMAT, version=RECORD_VERSION, make_it=again)
     threads = dict.fromkeys(epoch.threads for epoch in history.take("epochs", tuple[Epoch, ...]))
-    return {**history.take("settings", dict[str, Any]), "threads": ", then ".join(map(str, threads))}
+    return {**asdict(history.take("settings", Settings)), "threads": ", then ".join(map(str, threads))}
 
 
 def report_run(run: Run, *, price: float | None, command: str) -> Path:
@@ -243,7 +250,6 @@ def report_run(run: Run, *, price: float | None, command: str) -> Path:
                 "solve it for a smaller budget or at a price, or give --price"
             )
     held = data.splits["test"]
-    judged = run.judged(test)
     settings = run.settings
     path = run.folder / "report.html"
     write_report(
@@ -256,10 +262,13 @@ def report_run(run: Run, *, price: float | None, command: str) -> Path:
         price=price,
         certify=traces["certify"],
         made=Provenance(
-            list(dict.fromkeys([*settings["commands"], command])), versions(), {"run": settings["seed"]}, _training(run)
+            list(dict.fromkeys([*settings["commands"], command])),
+            versions(),
+            {"run": settings["seed"]},
+            training_of(run),
         ),
         images=held.image,
         labels=[data.classes[label] for label in held.labels],
-        clock=judged.take("clock", list[Clocked]) if judged else [],
+        clock=clocked_of(run, test),
     )
     return path

@@ -50,7 +50,7 @@ def checked_pick(picked: object, n: int, vocabulary: int) -> Int[Tensor, " n"]:
     return numbers
 
 
-def checked_tokens(given: object, vocabulary: int, what: str) -> Int[Tensor, ...]:
+def checked_tokens(given: object, vocabulary: int, what: str) -> Int[Tensor, "*size"]:
     """Token numbers, as 64-bit whole numbers.
 
     Raises:

@@ -16,12 +16,13 @@ import operator
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._guards import detect_fake_mode
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
@@ -188,7 +189,7 @@ def _stand_in(name: str, forward: Callable[..., Any], inside: list[bool]) -> Cal
         inside[0] = True
         versions = [(tensor, tensor._version) for tensor in tensors_of((args, kwargs))]
         try:
-            with disable_proxy_modes_tracing():
+            with disable_proxy_modes_tracing(), _unseen(args, kwargs):
                 result = forward(*args, **kwargs)
         finally:
             inside[0] = False
@@ -207,6 +208,13 @@ def _stand_in(name: str, forward: Callable[..., Any], inside: list[bool]) -> Cal
         return tree_unflatten([next(fresh) if isinstance(leaf, Tensor) else leaf for leaf in results], results_spec)
 
     return stand_in
+
+
+def _unseen(*given: Any) -> AbstractContextManager[None]:
+    """While it lasts, numbers that a computation reads off its tensors are its own affair."""
+    mode = detect_fake_mode(given)
+    shapes = None if mode is None else mode.shape_env
+    return nullcontext() if shapes is None else shapes.ignore_fresh_unbacked_symbols()
 
 
 _PLAIN = (Tensor, torch.SymInt, int, float, bool, str, type(None), torch.dtype, torch.device)

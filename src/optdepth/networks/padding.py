@@ -130,25 +130,31 @@ class _Trial:
     def verdict(self) -> float | Literal["no"] | None:
         """The number by which it marks padding; "no" where it marks none; None where that cannot be told."""
         seen = False
-        for place in (self.length - 1, 0, self.length // 2):
-            for padding in (0, 1):
-                found = self._contents(place, padding)
-                if found is True:
-                    return float(padding)
-                seen = seen or found is False
+        for padding in (0, 1):
+            faint = []  # of coarse numbers contents may say little, and yet nothing at all where they are marked
+            for place in (self.length - 1, 0, self.length // 2):
+                free, marked = self._moved(place, padding)
+                if self.noise < free < torch.inf:
+                    if marked <= 1e-3 * free:
+                        return float(padding)
+                    seen = True
+                elif free < torch.inf and (free or marked):
+                    faint.append(marked == 0)
+            if len(faint) > 1 and all(faint):
+                return float(padding)
         for padding in (0, 1):
             if self._halves(padding):
                 return float(padding)
         return "no" if seen else None
 
-    def _contents(self, place: int, padding: int) -> bool | None:
-        """Whether contents say something at a place until it is marked; None where they never do."""
+    def _moved(self, place: int, padding: int) -> tuple[float, float]:
+        """How far other contents at a place move the answer, until it is marked and then; infinity where none is."""
         swapped = [
             _swapped(tensor, place) if along and j != self.i else tensor
             for j, (tensor, along) in enumerate(zip(self.given, self.along, strict=True))
         ]
         if all(torch.equal(one, other) for one, other in zip(self.given, swapped, strict=True)):
-            return None
+            return torch.inf, torch.inf
         free = torch.full_like(self.mask, 1 - padding)
         marked = free.clone()
         marked[:, place] = padding
@@ -157,11 +163,11 @@ class _Trial:
         for mask in (free, marked):
             one, other = self._answer(self.given, mask), self._answer(swapped, mask)
             if one is None or other is None or one.shape != other.shape:
-                return None
+                return torch.inf, torch.inf
             if one.dim() > 2 and one.shape[1] == self.length:
                 one, other = one[:, elsewhere], other[:, elsewhere]
             moved.append(_apart(one, other))
-        return moved[1] <= 1e-3 * moved[0] if self.noise < moved[0] < torch.inf else None
+        return moved[0], moved[1]
 
     def _halves(self, padding: int) -> bool:
         """Whether a sequence answers as its first half does alone once the second is marked, and only then."""

@@ -202,6 +202,8 @@ def load_network(folder: str | Path, *, model: nn.Module | None = None, example:
         _check_sizes(arguments, weights)
         network = BUILDERS[family](**{name: value for name, value in arguments.items() if name != "family"}, **given)
         network.load_state_dict(weights)
+        if lacking := (arguments.keys() ^ (network.config or {}).keys()) - {"exits"}:
+            raise InputError(f"{min(lacking)!r} is missing, or is nothing of such a network; {again}")
     if not all(bool(weight.isfinite().all()) for weight in network.parameters()):
         raise damaged(path, ValueError("a weight is NaN or infinite"), again)
     if network.fingerprint() != fingerprint:

@@ -58,8 +58,8 @@ class Function(Immutable):
         sizes: dict[str, int] = {}
         for name, value in numbers.items():
             held = value.detach().to(torch.float32, copy=True)
-            if not held.isfinite().all():
-                raise InputError(f"{name} of a fitted function holds NaN or infinity; fit it again")
+            if not value.is_floating_point() or not held.isfinite().all():
+                raise InputError(f"{name} of a fitted function holds NaN, infinity or integers; fit it again")
             setattr(self, f"_{name}", held)
             form, shape = self.forms[name], tuple(held.shape)
             if len(form) != len(shape) or any(sizes.setdefault(d, n) != n for d, n in zip(form, shape, strict=True)):

@@ -31,6 +31,7 @@ FILE = "rule.safetensors"
 _FORMAT, _VERSION = "optdepth.rule", 5
 _ROWS, _IDENTITY = "fitted_on.rows", "fitted_on.identity"
 """Names of what fitted the rule, among its tensors."""
+_TYPES = (torch.float32, torch.float64, torch.int64, torch.bool)
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,13 +208,17 @@ class Rule(Immutable):
         costs = {name: told.take(name, list[float]) for name in ("reach", "look", "answer")}
         price, recall = about.take("price", float | None, least=0), about.take("recall", Windows)
         tensors = {name: value for name, value in held.held.items() if name not in (_ROWS, _IDENTITY)}
-        if bad := [name for name, value in tensors.items() if value.isnan().any()]:
-            raise damaged(path, ValueError(f"{bad[0]} holds NaN"), again)
+        for name, value in tensors.items():
+            if value.dtype not in _TYPES or value.isnan().any():
+                raise damaged(path, ValueError(f"{name} holds NaN, or numbers of type {value.dtype}"), again)
         arguments = {**about.take("arguments", dict[str, Any]), **tensors}
         with rebuilding(path, again):
             fitted_on = Samples(source, rows, identity)
             origin = Origin(Costs.of(**costs, unit=told.take("unit", str)), network, price, fitted_on, recall)
-            return Rule.kinds[kind].restore(origin, arguments)
+            rule = Rule.kinds[kind].restore(origin, dict(arguments))
+        if lacking := rule.arguments().keys() ^ arguments.keys():
+            raise damaged(path, ValueError(f"{min(lacking)} is missing, or is nothing of such a rule"), again)
+        return rule
 
 
 class FixedDepth(Rule):

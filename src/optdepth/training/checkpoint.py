@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..files import damaged, rebuilding
+from ..files import damaged
 from ..tensor_files import read_tensors, write_tensors
 from .settings import Epoch, Settings
 
@@ -64,6 +64,5 @@ class Checkpoint:
             if not (name.startswith(_OPTIMIZER) and number.isdecimal() and part):
                 raise damaged(path, ValueError(f"nothing of a training is called {name!r:.40}"), make_it)
             state.setdefault(int(number), {})[part] = value
-        with rebuilding(path, make_it):
-            settings, epochs = about.take("settings", Settings), about.take("epochs", tuple[Epoch, ...])
+        settings, epochs = about.take("settings", Settings), about.take("epochs", tuple[Epoch, ...])
         return cls(settings, epochs, model, state, about.take("scaler", dict[str, int | float] | None))

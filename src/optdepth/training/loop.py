@@ -292,8 +292,10 @@ class _Run:
             changes = ", ".join(f"{name} was {was[name]}, is {now[name]}" for name in different)
             raise InputError(f"{self.checkpoint} is of another run ({changes}): use its settings or a new out")
         with rebuilding(self.checkpoint, again):
-            self.accelerator.unwrap_model(self.model).load_state_dict(there.model)
+            model = self.accelerator.unwrap_model(self.model)
+            _check_weights(there, model.state_dict())
             _check_remembered(there, [one for group in self.optimizer.param_groups for one in group["params"]])
+            model.load_state_dict(there.model)
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": there.optimizer})
             if there.scaler is not None:
                 self.accelerator.scaler.load_state_dict(there.scaler)
@@ -327,6 +329,19 @@ def _optimizer(objective: Objective, settings: Settings) -> torch.optim.Optimize
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(trained, settings.lr, weight_decay=settings.weight_decay)
     return torch.optim.SGD(trained, settings.lr, momentum=0.9, weight_decay=settings.weight_decay, nesterov=True)
+
+
+def _check_weights(there: Checkpoint, fresh: dict[str, Tensor]) -> None:
+    """Refuses weights of another type, which torch would round, and such as no epoch ends with."""
+    if lacking := there.model.keys() ^ fresh.keys():
+        raise InputError(f"{min(lacking)} is missing, or is nothing of this network; delete it to start again")
+    for name, value in there.model.items():
+        if value.dtype != fresh[name].dtype:
+            raise InputError(f"{name} is {value.dtype}, not {fresh[name].dtype}; delete it to start again")
+    for held in (there.model, *there.optimizer.values()):
+        for name, value in held.items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise InputError(f"{name} holds NaN or infinity; delete it to start again")
 
 
 def _check_remembered(there: Checkpoint, parameters: list[Tensor]) -> None:

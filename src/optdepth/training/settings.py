@@ -35,7 +35,7 @@ class Settings:
     task: str
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
+        for name, least in (("epochs", 1), ("batch_size", 1), ("processes", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name}={getattr(self, name)}: give at least {least}")
         if not (0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf):
