@@ -167,7 +167,7 @@ def test_whole_numbers_and_masks_of_any_type_are_the_same(told) -> None:
 
 
 def test_answers_that_overflow_are_announced() -> None:
-    model, network = told_of("llama")
+    model, network = told_of.__wrapped__("llama")  # one of its own, to change
     with torch.no_grad():
         model.model.norm.weight.mul_(1e200)
         model.lm_head.weight.mul_(1e200)
@@ -217,7 +217,7 @@ def test_a_decoder_that_is_called_while_it_waits_says_so(told) -> None:
 
 def test_a_model_in_training_is_written_with_as_in_evaluation() -> None:
     """Dropout in the attention of this one would change every text."""
-    model, network = told_of("llama")
+    model, network = told_of.__wrapped__("llama")  # one of its own, to change
     decoder = Decoder(model, network, halving(network))
     expected = decoder.generate(PROMPT, 8)
     model.train()
