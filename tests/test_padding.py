@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import optdepth as od
+from checker import unchecked
 from optdepth.errors import InputError
 from optdepth.networks import Pool, StagedNetwork, stage
 from optdepth.networks.heads import Real, RealTokens
@@ -150,7 +151,10 @@ def test_a_said_mask_is_saved_and_a_wrong_one_refused(tmp_path: Any) -> None:
     loaded = od.load_network(tmp_path, model=Unused(), example=inputs)
     assert loaded.heads[0].pool == network.heads[0].pool
     for wrong in ("real", ("other", 0), ("dates", 0), (0, 0), 1):
-        with pytest.raises(InputError, match=r"give 'auto', None, or an input \(n, tokens\).*'real', 'dates'"):
+        with (
+            unchecked(),
+            pytest.raises(InputError, match=r"give 'auto', None, or an input \(n, tokens\).*'real', 'dates'"),
+        ):
             stage(seeded(Unused), example=inputs, mask=wrong)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"mask=\('real', 1\) marks all of sample 0 of the example as padding"):
         stage(seeded(Unused), example=inputs, head="linear", mask=("real", 1))
