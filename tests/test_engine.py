@@ -1,8 +1,6 @@
 """The engine answers as the trace says it should, whatever the batch, and does not run what is not needed."""
 
-import inspect
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,11 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from checker import unchecked
 from optdepth.batch import select
 from optdepth.costs import flops
 from optdepth.errors import InputError
-from optdepth.features.view import View
 from optdepth.inference.clock import clock
 from optdepth.inference.engine import Answer, Engine
 from optdepth.inference.stream import stream
@@ -25,7 +21,6 @@ from optdepth.record import record
 from optdepth.stopping.gain import GainRule
 from optdepth.stopping.rule import FixedDepth, Origin
 from settings import Counting, Glancing, Setting, anywhere, counted
-from zoo import deciding, speaking, tokens
 
 RULES = ("confidence", "entropy", "margin", "patience", "additive", "hinged")
 
@@ -320,59 +315,6 @@ def test_gathering_keeps_values_and_layout() -> None:
         assert torch.equal(found, tensor[index])
         assert found.stride()[1:] == tensor.stride()[1:]
         assert torch.equal(select(tensor, torch.tensor([True, False, True, True, False])), tensor[[0, 2, 3]])
-
-
-@pytest.fixture
-def compilable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing is checked, and what is made within a graph has no checker around it, which the compiler cannot read."""
-    monkeypatch.setattr(View, "__init__", inspect.unwrap(View.__init__))
-    torch._dynamo.reset()
-    with unchecked():
-        yield
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("compilable")
-def test_compiled_stages_are_whole_graphs_and_are_not_compiled_again(setting: Setting) -> None:
-    from torch._dynamo.utils import counters
-
-    rule = setting.rules["additive"]
-    engine = Engine(setting.network, rule, sizes=(1, 8, 32), compile=True)
-    engine.warm(setting.inputs[:1])
-    assert counters["stats"]["unique_graphs"] > 0
-    counters.clear()
-    plain = Engine(setting.network, rule)
-    for size in (1, 2, 5, 8, 13, 32, 70):
-        same(engine(setting.inputs[200 : 200 + size]), plain(setting.inputs[200 : 200 + size]))
-    assert (engine(setting.inputs[200:232], deadline=0.0).exit == 0).all()
-    assert not counters["graph_break"]
-    assert counters["stats"].get("unique_graphs", 0) == 0
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("compilable")
-def test_compiled_stages_take_sentences_of_any_length() -> None:
-    """Twenty lengths: each part is compiled for the first and for all others, in each kind of batch."""
-    from torch._dynamo.utils import counters
-
-    network = speaking("transformers bert")
-    batches = {length: tokens((length,) * 4) for length in range(2, 22)}
-    rule = deciding(network, [batches[length] for length in (5, 9, 13)])
-    plain, exits = Engine(network, rule), set()
-    for warmed in (False, True):
-        engine = Engine(network, rule, sizes=(1, 4), compile=True)
-        for length in (5, 9) if warmed else ():
-            engine.warm(batches[length])
-        counters.clear()
-        for batch, rows in itertools.product(batches.values(), (1, 3, 4)):
-            given = {name: tensor[:rows] for name, tensor in batch.items()}
-            expected = plain(given)
-            same(engine(given), expected)
-            exits |= set(expected.exit.tolist())
-        assert not counters["graph_break"]
-        kinds = 2 * 2 * 2  # two batch sizes, of a caller or filled up in here, for one length or for any
-        assert counters["stats"].get("unique_graphs", 0) <= (0 if warmed else kinds * len(plain.plan().legs))
-    assert exits == {0, 1, 2}
 
 
 def test_answer_depends_on_no_neighbour(setting: Setting) -> None:
