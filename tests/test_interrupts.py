@@ -128,3 +128,38 @@ def test_errors_of_other_kinds_are_still_named() -> None:
     assert not interrupts(caught.value)
     answers = list(stream(engine(nn.Linear(4, 4)), [torch.randn(4), torch.randn(5), torch.randn(4)], batch=2))
     assert sorted(bool(answer.error) for answer in answers) == [False, False, True]
+
+
+class Slow(nn.Module):
+    """A residual network during whose calls a time limit ends, from one of them on."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.last, self.calls = last, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls > self.last:
+            signal.raise_signal(signal.SIGALRM)
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+def test_a_time_limit_ends_staging_wherever_it_comes() -> None:
+    """In whichever call of the model: in a run of its own, or while it is traced."""
+    before = signal.signal(signal.SIGALRM, HANDLERS["function"](Late))
+    try:
+        calls = 0
+        while True:
+            model = Slow(calls)
+            try:
+                od.stage(model, example=torch.randn(4, 4), exits="all", head="linear")
+            except Late:
+                calls += 1
+                continue
+            break
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert calls == model.calls > 2

@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from ..batch import select
 from ..errors import InputError
+from ..interrupts import interrupts
 from .padding import binary
 from .signature import Signature
 from .staged import StagedNetwork
@@ -43,7 +44,9 @@ def check(
     for words, made in _others(inputs, tensors):
         try:
             expected = run(*map(torch.clone, made))  # a model may write into what it is given
-        except Exception:  # whatever a model raises at lengths or padding that it is not made for
+        except Exception as error:  # whatever a model raises at lengths or padding that it is not made for
+            if interrupts(error):
+                raise
             continue
         _equal(name, expected, network, signature, made, f" on the example {words}")
 

@@ -29,6 +29,7 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from ..errors import InputError
+from ..interrupts import interrupts
 from .follow import cannot_follow
 from .writes import Memory, written
 
@@ -132,6 +133,8 @@ def graph_of(
         except InputError:
             raise
         except Exception as error:  # torch.export raises whatever the model's code and its own passes raise
+            if interrupts(error):
+                raise
             raise cannot_follow(model, error, whole) from error
         traced = _Graph(model, program, list(_calls)).traced()
     _check_answer(traced)

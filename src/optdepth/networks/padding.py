@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ..errors import InputError
+from ..interrupts import interrupts
 from .signature import Signature
 
 Mask = tuple[str | int, float] | Literal["auto"] | None
@@ -193,7 +194,9 @@ class _Trial:
         try:
             given = (mask if j == self.i else tensor for j, tensor in enumerate(tensors))
             return self.run(*map(torch.clone, given)).float()
-        except Exception:  # whatever a model raises
+        except Exception as error:  # whatever a model raises
+            if interrupts(error):
+                raise
             return None
 
 
