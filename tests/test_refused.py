@@ -12,16 +12,8 @@ import optdepth as od
 from checker import unchecked
 from optdepth.errors import InputError
 from optdepth.networks import stage
+from settings import Residual
 from zoo import SIZES, TEXT, images, library, tokens
-
-
-class Residual(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(8, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.linear(x).relu()
 
 
 class Model(nn.Module):

@@ -9,18 +9,10 @@ from torch import Tensor, nn
 
 from optdepth.errors import InputError
 from optdepth.networks import StagedNetwork, stage
+from settings import Residual
 from zoo import tokens
 
 Between = Callable[["Model", Tensor, Tensor], Tensor]
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(8, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.linear(x).tanh()
 
 
 class Model(nn.Module):
@@ -28,7 +20,7 @@ class Model(nn.Module):
 
     def __init__(self, between: Between) -> None:
         super().__init__()
-        self.embed, self.blocks = nn.Embedding(60, 8), nn.ModuleList(Block() for _ in range(3))
+        self.embed, self.blocks = nn.Embedding(60, 8), nn.ModuleList(Residual() for _ in range(3))
         self.last, self.between = nn.Linear(8, 3), between
         self.relu, self.drop = nn.ReLU(inplace=True), nn.Dropout(0.5)
         self.scale = nn.Buffer(torch.ones(8))

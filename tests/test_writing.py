@@ -12,8 +12,10 @@ from checker import unchecked
 from optdepth.errors import InputError
 from optdepth.inference.decoding import Decoder, Text, token_flops
 from optdepth.stopping.rule import FixedDepth
-from test_decoding import PROMPT, halving, told_of
+from writers import halving, prompts, shared_writer, writer
 
+PROMPT = prompts(3)
+LLAMA = "transformers llama, per token"
 LETTERS = [chr(ord("a") + token % 26) if token < 52 else " " for token in range(60)]
 
 
@@ -23,7 +25,7 @@ def spelled(numbers: list[int]) -> str:
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
 def told(request: pytest.FixtureRequest) -> tuple[nn.Module, od.StagedNetwork, od.Rule]:
-    model, network = told_of(request.param)
+    model, network = shared_writer(f"transformers {request.param}, per token")
     return model, network, halving(network)
 
 
@@ -149,7 +151,7 @@ def test_texts_to_follow_that_are_none(told) -> None:
 
 
 def test_more_tokens_than_a_model_has_positions_for() -> None:
-    model, network = told_of("gpt2")
+    model, network = shared_writer("transformers gpt2, per token")
     decoder = Decoder(model, network, halving(network))
     assert decoder.generate(PROMPT, 18).tokens.shape == (3, 18)
     with pytest.raises(InputError, match="samples of length 36 ask for position 24: the network has 24; give shorter"):
@@ -167,7 +169,7 @@ def test_whole_numbers_and_masks_of_any_type_are_the_same(told) -> None:
 
 
 def test_answers_that_overflow_are_announced() -> None:
-    model, network = told_of.__wrapped__("llama")  # one of its own, to change
+    model, network = writer(LLAMA)
     with torch.no_grad():
         model.model.norm.weight.mul_(1e200)
         model.lm_head.weight.mul_(1e200)
@@ -217,7 +219,7 @@ def test_a_decoder_that_is_called_while_it_waits_says_so(told) -> None:
 
 def test_a_model_in_training_is_written_with_as_in_evaluation() -> None:
     """Dropout in the attention of this one would change every text."""
-    model, network = told_of.__wrapped__("llama")  # one of its own, to change
+    model, network = writer(LLAMA)
     decoder = Decoder(model, network, halving(network))
     expected = decoder.generate(PROMPT, 8)
     model.train()
