@@ -43,15 +43,16 @@ def main() -> None:
     given = parser.parse_args()
     declare()
     FIGURES.parent.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = load(FIGURES)["models"] if FIGURES.exists() else {}
-    made = provenance(__file__, also=("torchvision", "timm", "transformers"))
+    result: dict[str, Any] = load(FIGURES) if FIGURES.exists() else {"models": {}}
+    found: dict[str, Any] = result["models"]
     for subject in subjects():
         if given.only not in subject.key or (subject.key in found and not given.again):
             continue
         found[subject.key] = tried(subject)
         print(subject.key, found[subject.key], file=sys.stderr, flush=True)
-        save(FIGURES, {**made, "models": found})
-    PAGE.write_text(PAGE.read_text().partition(TITLE)[0] + section(made, found))
+        result = {**provenance(__file__, also=("torchvision", "timm", "transformers")), "models": found}
+        save(FIGURES, result)
+    PAGE.write_text(PAGE.read_text().partition(TITLE)[0].rstrip() + "\n\n" + section(result, found))
 
 
 def declare() -> None:

@@ -242,7 +242,7 @@ def test_a_full_disk_ends_a_command_in_one_line(tmp_path: Path, monkeypatch, cap
 
 
 def test_what_the_system_refuses_elsewhere_is_one_line_too(monkeypatch, capsys) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(**_: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/elsewhere")
 
     monkeypatch.setattr("optdepth.cli.app", refuse)

@@ -43,7 +43,7 @@ def own() -> Iterator[str]:
 def recorded(folder: Path) -> Run:
     """A run up to its traces, of a network that has learned nothing."""
     run = Run(folder)
-    run.begin("digits", 0, None)
+    run.begin(run.opened("digits", 0, None), 0, None)
     resnet(8, classes=10, channels=1, width=4, seed=0).save(folder / "network")
     record_run(run, measure="flops", batch=1, progress=False)
     return run

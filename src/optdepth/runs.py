@@ -9,6 +9,7 @@ evaluation.json      rules judged on the test split report.html      the page to
 
 from __future__ import annotations
 
+import math
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from .files import read_json, write_json, writing
 from .networks import StagedNetwork, load_network
 from .stopping.methods import METHODS
 from .stopping.rule import FILE, Rule
+from .stopping.snell import LEAST
 from .trace import Costs, Trace
 
 _FORMAT, _VERSION = "optdepth.run", 3
@@ -57,12 +59,15 @@ class Run:
         settings["image_size"] = told.take("image_size", int | None, least=1, most=_LARGEST)
         return {**settings, "commands": told.take("commands", list[str])}
 
-    def begin(self, data: str, seed: int, image_size: int | None) -> Data:
-        """The data of a new run, whose splits are written down once they could be read; or of the one in the folder.
+    def opened(self, data: str, seed: int, image_size: int | None) -> Data:
+        """The data of a new run, of which nothing is written yet; or of the one in the folder.
 
         Raises:
-            InputError: the folder holds a run on other data, or the data cannot be read, or are not what they were.
+            InputError: it is no folder, or holds a run on other data; the data cannot be read, or are not what they
+                were; or they are too few to solve a rule on.
         """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InputError(f"{self.folder} is a file: give a folder with --out")
         settings = {"data": data, "seed": seed, "image_size": image_size}
         there = self.settings if (self.folder / "run.json").is_file() else settings
         for key, value in settings.items():
@@ -74,9 +79,19 @@ class Run:
         if there is not settings:
             return self.data()
         loaded = load_data(data, seed=seed, image_size=image_size)
-        loaded.carving().save(self.folder / "splits.safetensors")
-        self._write(settings | {"commands": []})
+        if (fit := len(loaded.splits["fit"])) < LEAST:
+            raise InputError(
+                f"{data} leaves {fit} images to fit a rule on, a fixed share of the train split, and {LEAST} is the "
+                f"least: give {math.ceil(LEAST / fit)} times as many images"
+            )
+        loaded.check_images()
         return loaded
+
+    def begin(self, loaded: Data, seed: int, image_size: int | None) -> None:
+        """Writes down what the run is, and its splits, unless the folder says so already."""
+        if not (self.folder / "run.json").is_file():
+            loaded.carving().save(self.folder / "splits.safetensors")
+            self._write({"data": loaded.name, "seed": seed, "image_size": image_size, "commands": []})
 
     def note(self, command: str) -> None:
         """Adds a command line, once it has succeeded, to those that made this run."""

@@ -100,6 +100,8 @@ def carve(
     labels: Int64[np.ndarray, " n"], classes: tuple[str, ...], shares: dict[str, float], seed: int
 ) -> dict[str, Int64[np.ndarray, " m"]]:
     """Sorted row numbers of each share, and of the rest as `train`; stratified by label."""
+    if not 0 <= seed < 1 << 32:
+        raise InputError(f"seed={seed}: give a whole number from 0 to {(1 << 32) - 1}")
     left = 1 - sum(shares.values())
     if left <= 0 or min(shares.values()) <= 0:
         raise InputError(f"shares {shares}: give positive ones that leave something to train on")

@@ -65,13 +65,14 @@ def train_run(
         How many epochs there were, on how many threads, and the accuracy of each exit on the fit split.
     """
     objective = depth_loss(loss, price)
-    loaded = run.begin(data, seed, image_size)
+    loaded = run.opened(data, seed, image_size)
     names = network["exits"]
     chosen = {**network, "exits": names if names in ("all", "ends", "last") else names.split(",")}
     built = resnet(classes=len(loaded.classes), channels=loaded.channels, seed=seed, **chosen)
     if start is not None:
         transplant(built, load_network(start / "network"))
     costs = flops(built, next(loaded.batches("fit", 1))[0]).relative().paid()
+    run.begin(loaded, seed, image_size)
     history = train(
         built, loaded, loss=objective, costs=costs.tolist(), seed=seed, out=run.folder, progress=progress, **settings
     )

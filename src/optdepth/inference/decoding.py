@@ -146,10 +146,9 @@ class Decoder:
         if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
             raise InputError(f"{tokens!r} tokens to write: give a whole number from 1 on")
         ending = Ending(end, stop, decode, self.vocabulary)
-        whole = prompt.new_zeros(
-            len(prompt), prompt.shape[1] + tokens
-        )  # its tokens are known: what is left is the length
-        with self._turn(), explained(self.network, self._pass, whole):
+        # The prompt's tokens are known by now: only the length can be more than the model has positions for.
+        longest = prompt.new_zeros(len(prompt), prompt.shape[1] + tokens)
+        with self._turn(), explained(self.network, self._pass, longest):
             return self._written(prompt, tokens, mask, ending, pick)
 
     @contextmanager
@@ -188,7 +187,7 @@ class Decoder:
                 written[rows, t:], exit[rows, t] = newest, token.exit  # behind its end a sequence repeats it
                 mask = None if mask is None else torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
                 going = ending.going(written[rows, : t + 1])
-                if len(going) < len(rows):
+                if going is not None:
                     if not len(going):
                         break
                     for waiting in owed:

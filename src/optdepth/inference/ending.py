@@ -41,15 +41,17 @@ class Ending:
         if bool(self.stops) != (decode is not None):
             raise InputError("stop= and decode= go together: give decode=tokenizer.decode and the strings to stop at")
 
-    def going(self, written: Int[Tensor, "n t"]) -> Int[Tensor, " m"]:
-        """The rows that have not ended with their newest token."""
+    def going(self, written: Int[Tensor, "n t"]) -> Int[Tensor, " m"] | None:
+        """The rows that have not ended with their newest token; None where all go on."""
+        if not self.ends and self.decode is None:
+            return None
         going = torch.ones(len(written), dtype=torch.bool, device=written.device)
         if self.ends:
             going &= ~torch.isin(written[:, -1], torch.tensor(self.ends, device=written.device))
         if self.decode is not None:
             ended = [self._stopped(self.decode(tokens)) for tokens in written.tolist()]
             going &= ~torch.tensor(ended, device=written.device)
-        return going.nonzero()[:, 0]
+        return None if going.all() else going.nonzero()[:, 0]
 
     def _stopped(self, text: Any) -> bool:
         if not isinstance(text, str):
