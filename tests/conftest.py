@@ -1,7 +1,7 @@
 """Fixtures that several test files share."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # a test never asks a server
 
 install_import_hook("optdepth", "checker.checked")
 
+from checker import unchecked  # noqa: E402
 from optdepth.trace import Costs, Trace  # noqa: E402 - what is imported from here on is checked
 from settings import Setting  # noqa: E402
 
@@ -32,6 +33,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def seeded() -> None:
     """What a test draws from torch's global generator, such as weights of its own modules, is the same in any order."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def repeated() -> Iterator[None]:
+    """For tests that do hundreds of times what others do once: checking annotations takes as long as all the rest."""
+    with unchecked():
+        yield
 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

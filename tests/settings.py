@@ -174,6 +174,17 @@ def anywhere(rule: Rule) -> Rule:
     return type(rule).restore(replace(rule.origin, network=""), rule.arguments())
 
 
+class Residual(nn.Module):
+    """A residual block of width 8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.linear(x).relu()
+
+
 class Counting(nn.Module):
     """A module that remembers the batch sizes it was run on."""
 

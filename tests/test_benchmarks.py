@@ -31,6 +31,7 @@ def study(monkeypatch: pytest.MonkeyPatch):
     torch.set_num_threads(threads)
 
 
+@pytest.mark.usefixtures("repeated")
 def test_the_study_judges_arms_and_resumes(study, tmp_path: Path) -> None:
     from figures import load
 

@@ -55,6 +55,7 @@ def cut_of(found: Certificate) -> float:
     return float(found.rule.thresholds[0]) if isinstance(found.rule, Threshold) else 1.0
 
 
+@pytest.mark.usefixtures("repeated")
 @pytest.mark.parametrize("law", LAWS)
 def test_of_500_certificates_at_90_percent_few_enough_are_wrong_and_none_needlessly_timid(law: str) -> None:
     measure, bound = LAWS[law]
@@ -72,6 +73,7 @@ def test_of_500_certificates_at_90_percent_few_enough_are_wrong_and_none_needles
     assert 0.5 * (cuts.mean() - known) <= 0.045
 
 
+@pytest.mark.usefixtures("repeated")
 def test_30_samples_told_20_times_are_30_samples_and_keep_the_promise() -> None:
     tiled, rules, bound = np.tile(np.arange(30), 20), RULES[::5], 0.15
     risk_at = RISKS["loss"]
@@ -115,6 +117,7 @@ def test_what_is_not_evidence_of_its_own_is_left_out_counted_and_named() -> None
         certify(rules, whole.select(np.arange(399, 850)), risk=0.2, confidence=0.9)
 
 
+@pytest.mark.usefixtures("repeated")
 @pytest.mark.parametrize("broken", ["excess", "disagreement"])
 def test_of_two_promises_with_one_confidence_a_rule_that_breaks_either_passes_no_oftener_than_it_may(
     broken: Measure,
@@ -128,6 +131,7 @@ def test_of_two_promises_with_one_confidence_a_rule_that_breaks_either_passes_no
     assert 0.03 * 600 <= sum(each.rule is rule for each in found) <= binom.ppf(0.999, 600, 0.1)
 
 
+@pytest.mark.usefixtures("repeated")
 def test_of_300_certificates_on_two_risks_few_enough_break_any_and_none_are_needlessly_timid() -> None:
     risks: dict[Measure, float] = {"excess": 0.05, "disagreement": 0.1}
     known = brentq(lambda c: max(RISKS[measure](c) - bound for measure, bound in risks.items()), 0.0, 0.8)

@@ -21,6 +21,7 @@ from optdepth.stopping.placed import Placed
 from optdepth.stopping.placement import keep
 from optdepth.stopping.rule import Origin
 from settings import widest_gap
+from stamped import restamp_tensors
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -227,6 +228,7 @@ def test_a_network_trained_further_refuses_its_old_rules(cli: Cli, run: Path, tm
         (["solve", "RUN"], ["price", "budget"]),
         (["solve", "RUN", "--price", "0.1", "--budget", "0.5"], ["price", "budget"]),
         (["solve", "RUN", "--budget", "0.001"], ["no rule meets", "the nearest is"]),
+        (["solve", "RUN", "--budget", "5"], ["a budget of 5 full passes", "more than any rule takes", "less than"]),
         (["solve", "RUN", "--price", "0.1", "--method", "magic"], ["magic", "snell"]),
         (["certify", "RUN", "--risk", "2"], ["risk is 2"]),
         (["certify", "RUN", "--confidence", "95"], ["confidence is 95", "0.95 for 95%"]),
@@ -242,6 +244,11 @@ def test_a_network_trained_further_refuses_its_old_rules(cli: Cli, run: Path, tm
         (["train", "--out", "NEW", "--loss", "none"], ["none", "light-supervision"]),
         (["train", "--out", "NEW", "--exits", "stage9.block1"], ["stage9.block1", "stage1.block1"]),
         (["train", "--out", "NEW", "--loss", "stopping-cost", "--price", "-2"], ["price -2"]),
+        (["train", "--out", "RUN/run.json"], ["run.json is a file: give a folder with --out"]),
+        (["train", "--out", "NEW", "--seed", "-1"], ["--seed", "-1", "--help"]),
+        (["train"], ["Missing option", "--out", "--help"]),
+        (["trian"], ["No such command 'trian'", "--help"]),
+        (["solve", "RUN", "--price", "much"], ["--price", "much", "--help"]),
         (["continuous", "chess", "--out", "NEW"], ["no problem 'chess'", "digits or all"]),
         (["continuous", "deterministic-flow", "--start", "9", "--out", "NEW"], ["does not hold", "larger box"]),
         (["continuous", "deterministic-flow", "--price", "0", "--out", "NEW"], ["price is 0", "may never end"]),
@@ -261,15 +268,16 @@ def test_mistakes_are_one_line_and_status_2(
 def test_a_mistake_leaves_no_trace_in_the_run(cli: Cli, run: Path, tmp_path: Path) -> None:
     refused(cli("solve", run, "--price", -1), "price is -1")
     assert "--price" not in (run / "run.json").read_text()
-    refused(cli("train", "--data", "/none/such", "--out", tmp_path / "new"), "no such folder")
-    assert not (tmp_path / "new").exists()
+    for mistake in (("--data", "/none/such"), ("--exits", "nowhere"), ("--depth", 9), ("--loss", "none")):
+        refused(cli("train", *mistake, "--out", tmp_path / "new"), str(mistake[1]))
+        assert not (tmp_path / "new").exists()
 
 
 def test_truncated_files_say_which_and_what_to_do(cli: Cli, run: Path) -> None:
     for file, command in (
         ("traces/fit.safetensors", ["solve", run, "--price", 0.1]),
         ("network/weights.safetensors", ["record", run]),
-        ("checkpoint.pt", ["train", "--depth", 8, "--epochs", 6, "--out", run, "--json"]),
+        ("checkpoint.safetensors", ["train", "--depth", 8, "--epochs", 6, "--out", run, "--json"]),
     ):
         whole = (run / file).read_bytes()
         (run / file).write_bytes(whole[: len(whole) // 2])
@@ -277,28 +285,36 @@ def test_truncated_files_say_which_and_what_to_do(cli: Cli, run: Path) -> None:
         (run / file).write_bytes(whole)
 
 
-def test_an_unreadable_image_is_named(cli: Cli, tmp_path: Path) -> None:
+def pictures(folder: Path, a_class: int) -> None:
+    """So many noisy JPEGs of each of two classes."""
     random = np.random.default_rng(0)
     for label in ("cat", "dog"):
-        for i in range(30):
-            path = tmp_path / "images" / label / f"{i:02}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(random.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(path)
-    (tmp_path / "images" / "dog" / "07.png").write_bytes(b"no image")
-    outcome = cli(
-        "train", "--data", tmp_path / "images", "--depth", 8, "--epochs", 1, "--out", tmp_path / "run", "--json"
-    )
-    refused(outcome, "07.png", "unreadable image")
+        (folder / label).mkdir(parents=True)
+        for i in range(a_class):
+            pixels = random.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"{i:03}.jpg")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_unreadable_image_is_named_before_the_training(cli: Cli, tmp_path: Path, split: str) -> None:
+    """Wherever it is: a truncated one still says its size."""
+    pictures(tmp_path / "images" / "train", 500)
+    pictures(tmp_path / "images" / "test", 10)
+    path = tmp_path / "images" / split / "dog" / "007.jpg"
+    path.write_bytes(path.read_bytes()[:-80])
+    outcome = cli("train", "--data", tmp_path / "images", "--depth", 8, "--epochs", 1, "--out", tmp_path / "run")
+    refused(outcome, "007.jpg", "unreadable image")
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_few_images_to_solve_on_are_refused_before_the_training(cli: Cli, tmp_path: Path) -> None:
+    pictures(tmp_path / "images", 30)
+    outcome = cli("train", "--data", tmp_path / "images", "--depth", 8, "--epochs", 1, "--out", tmp_path / "run")
+    refused(outcome, "leaves 12 images to fit a rule on", "50 is the least: give 5 times as many images")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_trace_with_nan_is_refused(cli: Cli, run: Path) -> None:
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
     path = run / "traces" / "fit.safetensors"
-    with safe_open(path, "pt") as file:
-        about = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    tensors["losses"][5, 1] = torch.nan
-    save_file(tensors, path, metadata=about)
+    restamp_tensors(path, lambda tensors, _: tensors["losses"][5, 1].fill_(torch.nan))
     refused(cli("solve", run, "--price", 0.1), "loss of sample 5 at exit 1 is nan")

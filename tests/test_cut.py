@@ -209,9 +209,9 @@ class Fixed(Mixing):
     ("model", "message"),
     [
         (Mixing, "samples influence each other"),
-        (Branching, r"torch.export cannot follow Branching.*blocks="),
+        (Branching, r"Branching decides by values at test_cut.py:\d+"),
         (Normalised, "F.batch_norm between its blocks"),
-        (Fixed, r"torch.export cannot follow Fixed"),
+        (Fixed, "Fixed works at the batch size of the example alone"),
     ],
 )
 def test_refused(model: type[nn.Module], message: str) -> None:
@@ -261,7 +261,7 @@ def test_heads() -> None:
         assert not any(logits.any() for logits in network(example)[:-1])
     per_token, example = build("transformers bert, per token")
     network = stage(per_token, example=example, head="token", exits="all")
-    assert all(isinstance(made, TokenHead) for made in network.heads[:-1])
+    assert all(isinstance(made.head, TokenHead) for made in network.heads[:-1])
     assert all(logits.shape == (3, 9, 5) for logits in network(example))
     convnet, example = build("torchvision resnet")
     with pytest.raises(InputError, match=r"head='own' at layer1: the state has shape .* give head='linear'"):
@@ -308,5 +308,3 @@ def test_minilm_with_its_trained_weights() -> None:
     assert hidden(network.start(dict(batch))).shape == (2, batch["input_ids"].shape[1], 384)
     with pytest.raises(InputError, match="'last_hidden_state', 'pooler_output': say with output="):
         stage(model, example=dict(batch))
-    with unchecked(), pytest.raises(InputError, match=r"give dict\(example\)"):
-        stage(model, example=batch)

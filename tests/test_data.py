@@ -3,12 +3,14 @@
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from optdepth.data import Data, ImageSplit, augment, load_data, normalise, reload_data
 from optdepth.errors import InputError
@@ -152,7 +154,7 @@ def test_resize_keeps_the_centre(tmp_path: Path) -> None:
     wide = np.zeros((10, 30, 3), dtype=np.uint8)
     wide[:, 10:20] = 200
     table = datasets.Dataset.from_dict({"image": [png(wide)], "label": [0]})
-    split = ImageSplit(table, np.array([0]), source="x", channels=3, image_size=10, resize=True)
+    split = ImageSplit(table, np.array([0]), source="x", channels=3, image_size=10, resize=10)
     assert torch.equal(split[0][0], torch.full((3, 10, 10), 200, dtype=torch.uint8))
 
 
@@ -260,3 +262,85 @@ def test_unreadable_image(tmp_path: Path) -> None:
     (tmp_path / "set" / "dog" / "3.png").write_bytes(b"not an image")
     with pytest.raises(InputError, match=r"dog/3\.png.*unreadable image"):
         decode_all(tmp_path / "set")
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("TRAINING", "TESTING"), ("Train", "Val")])
+def test_folders_of_splits_are_known_in_any_case(names: tuple[str, str], tmp_path: Path) -> None:
+    """A source's own test images are never trained on."""
+    for name, shade in zip(names, (10, 200), strict=True):
+        for label in ("cat", "dog"):
+            folder = tmp_path / "set" / name / label
+            folder.mkdir(parents=True)
+            for i in range(20):
+                Image.new("RGB", (4, 4), (shade + i, i, 20 - i)).save(folder / f"{i}.png")
+    data = load_data(str(tmp_path / "set"), seed=0, fit=0.2, certify=0.2)
+    assert data.classes == ("cat", "dog")
+    for name, split in data.splits.items():
+        assert bool((split.pixels[:, 0] >= 200).all()) == (name == "test")
+        assert bool((split.pixels[:, 0] < 40).all()) == (name != "test")
+
+
+def test_a_folder_is_taken_for_no_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_parquet(tmp_path / "csv" / "train.parquet")
+    assert len(load_data("csv", seed=0, fit=0.2, certify=0.2).splits["fit"]) == 8
+
+
+def test_a_name_that_is_nowhere_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    fails("mine/images", "no such folder: mine/images; give")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    asked = []
+
+    def unreachable(self: object, name: str, *, timeout: float) -> None:
+        asked.append((name, timeout))
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", unreachable)
+    fails("theirs/images", r"no such folder: theirs/images, and the hub .* cannot be reached \(no route\).*OFFLINE=1")
+    assert asked == [("theirs/images", 10.0)]
+
+
+def read(picture: Image.Image, **form: Any) -> Tensor:
+    """The pixels of a picture that was stored, as a split of one holds it."""
+    buffer = io.BytesIO()
+    picture.save(buffer, **form)
+    table = datasets.Dataset.from_dict({"image": [{"bytes": buffer.getvalue(), "path": None}], "label": [0]})
+    shape = {"channels": 3, "image_size": picture.size[0], "resize": None}
+    return ImageSplit(table, np.array([0]), source="x", **shape)[0][0]
+
+
+def test_sixteen_bits_are_brought_to_eight() -> None:
+    ramp = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    pixels = read(Image.fromarray(ramp), format="png")
+    assert np.array_equal(pixels[0].numpy(), np.rint(ramp / 257))
+    fails_to_read = pytest.raises(InputError, match="holds floating numbers: store it in 8 or 16 bits")
+    with fails_to_read:
+        read(Image.fromarray(np.ones((8, 8), dtype=np.float32)), format="tiff")
+    with pytest.raises(InputError, match="holds numbers from 0 to 70000"):
+        read(Image.fromarray(np.array([[0, 70000], [1, 2]], dtype=np.int32)), format="tiff")
+
+
+def test_pictures_are_upright() -> None:
+    pixels = np.zeros((8, 8, 3), dtype=np.uint8)
+    pixels[:4] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    assert torch.equal(
+        read(Image.fromarray(pixels), format="png", exif=exif)[0],
+        torch.tensor([0, 255]).repeat_interleave(4).expand(8, 8).byte(),
+    )
+
+
+def test_the_way_a_pretrained_model_reads_images_can_be_given(tmp_path: Path) -> None:
+    """Twice the pixels, the centre cut out, and its own normalisation."""
+    write_parquet(tmp_path / "set" / "train.parquet", size=16)
+    centre, spread = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    given = {"seed": 0, "fit": 0.2, "certify": 0.2}
+    whole = load_data(str(tmp_path / "set"), image_size=16, mean=centre, std=spread, **given)
+    assert (whole.mean, whole.std) == (centre, spread)
+    part = load_data(str(tmp_path / "set"), image_size=8, resize=16, **given)
+    assert torch.equal(part.splits["fit"].pixels, whole.splits["fit"].pixels[:, :, 4:12, 4:12])
+    fails(tmp_path / "set", "resize=4, image_size=8: give the pixels", image_size=8, resize=4)
+    fails(tmp_path / "set", r"mean=\(0.5,\), std=None: give 3 numbers of each", image_size=8, mean=(0.5,))

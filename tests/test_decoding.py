@@ -1,60 +1,35 @@
 """Decoding token by token: the model's own text at full depth; states handed on, exactly; rows that leave."""
 
-import functools
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import optdepth as od
 from optdepth.batch import select
 from optdepth.errors import InputError
 from optdepth.inference import decoding
 from optdepth.inference.decoding import Decoder, token_flops
+from optdepth.networks.work import counted
 from optdepth.stopping.baselines import Threshold
 from optdepth.stopping.rule import FixedDepth, Origin
 from optdepth.tasks import token_cross_entropy
 from optdepth.tensors import TensorSplit
 from optdepth.training.depth_loss import DeepSupervision
-from zoo import DECODERS, build, speaking
+from writers import halving, prompts, shared_writer, writer
+from zoo import DECODERS, speaking
 
-PROMPT = torch.randint(0, 60, (3, 6), generator=torch.Generator().manual_seed(2))
+PROMPT = prompts(3)
+LLAMA = "transformers llama, per token"
 
 
 @pytest.fixture(params=DECODERS)
 def told(request: pytest.FixtureRequest) -> tuple[nn.Module, od.StagedNetwork, od.Rule]:
     """A causal language model, exits behind its layers, and a rule that stops about half of the tokens at each."""
-    model, network = told_of(request.param)
+    model, network = shared_writer(f"transformers {request.param}, per token")
     return model, network, halving(network)
-
-
-@functools.cache  # tests in random order would stage each anew
-def told_of(name: str) -> tuple[nn.Module, od.StagedNetwork]:
-    """In double precision, in which two ways to the same number do not differ where a rule decides."""
-    model, _ = build(f"transformers {name}, per token")
-    model = model.double()
-    model.config.use_cache = True  # as it comes: `stage` does without
-    network, generator = od.stage(model, example={"input_ids": PROMPT}, exits="all"), torch.Generator().manual_seed(0)
-    assert model.config.use_cache
-    for head in network.heads[:-1]:
-        for parameter in head.parameters():
-            nn.init.normal_(parameter, std=0.3, generator=generator)
-    return model, network
-
-
-@torch.inference_mode()
-def halving(network: od.StagedNetwork) -> od.Rule:
-    """Stops a token where its margin is above the median of those of other texts."""
-    text = torch.randint(0, 60, (40, 12), generator=torch.Generator().manual_seed(3))
-    thresholds = []
-    for logits in network({"input_ids": text})[:-1]:
-        best = logits.softmax(-1).topk(2).values
-        thresholds.append(float((best[..., 0] - best[..., 1]).median()))
-    costs = od.Costs.of(np.arange(1.0, 5.0), 0.1, [0.75, 0.5, 0.25, 0.0])
-    return Threshold(Origin(costs, network.fingerprint(), 0.1), "margin", torch.tensor(thresholds))
 
 
 def test_at_full_depth_the_text_is_the_models_own(told) -> None:
@@ -232,9 +207,8 @@ def test_what_a_token_costs(told) -> None:
     cache = Decoder(model, network, FixedDepth(Origin(costs, network.fingerprint()), 3)).layers.cache()
     with torch.inference_mode():
         model(PROMPT[:, :-1], past_key_values=cache, use_cache=True)
-        with FlopCounterMode(display=False) as counter:
-            model(PROMPT[:, -1:], past_key_values=cache, use_cache=True)
-    assert costs.full == pytest.approx(counter.get_total_flops() / 3)
+        work, _ = counted(lambda: model(PROMPT[:, -1:], past_key_values=cache, use_cache=True))
+    assert costs.full == pytest.approx(work / 3)
 
 
 def test_a_trace_of_tokens(told) -> None:
@@ -261,7 +235,7 @@ def test_a_trace_of_tokens(told) -> None:
 
 def test_from_heads_to_text(tmp_path: Path) -> None:
     """Heads alone are trained; the rule that is solved on tokens stops early where the text is plain."""
-    model, network = told_of("llama")
+    model, network = shared_writer(LLAMA)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     plain, start = torch.arange(13), torch.randint(0, 10, (256, 1), generator=torch.Generator().manual_seed(4))
     texts = (start + plain) % 10  # after each token comes the next number: a head needs no layer to know it
@@ -309,16 +283,16 @@ def test_from_heads_to_text(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_requests(wrong, message: str) -> None:
-    model, network = told_of("llama")
+    model, network = shared_writer(LLAMA)
     with pytest.raises(InputError, match=message):
         wrong(Decoder(model, network, halving(network)))
 
 
 def test_models_and_rules_that_do_not_fit() -> None:
-    model, network = told_of("llama")
+    model, network = shared_writer(LLAMA)
     rule = halving(network)
     with pytest.raises(InputError, match="not behind the decoder layers of LlamaForCausalLM"):
-        Decoder(told_of.__wrapped__("llama")[0], network, rule)
+        Decoder(writer(LLAMA)[0], network, rule)
     sentences = speaking("transformers bert")
     with pytest.raises(InputError, match="give a causal language model"):
         Decoder(nn.Linear(2, 2), sentences, FixedDepth(Origin(od.Costs.of(np.arange(1.0, 4.0))), 2))
@@ -332,6 +306,6 @@ def test_models_and_rules_that_do_not_fit() -> None:
 
 
 def test_tokens_need_a_target_each() -> None:
-    _, network = told_of("gpt2")
+    _, network = shared_writer("transformers gpt2, per token")
     with pytest.raises(InputError, match=r"answers are \(3, 6, 60\), targets \(3,\)"):
         od.record(network, [({"input_ids": PROMPT}, PROMPT[:, 0])], od.Costs.of(np.ones(4)), each="token")

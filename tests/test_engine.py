@@ -317,24 +317,6 @@ def test_gathering_keeps_values_and_layout() -> None:
         assert torch.equal(select(tensor, torch.tensor([True, False, True, True, False])), tensor[[0, 2, 3]])
 
 
-@pytest.mark.slow
-def test_compiled_stages_are_whole_graphs_and_are_not_compiled_again(setting: Setting) -> None:
-    from torch._dynamo.utils import counters
-
-    torch._dynamo.reset()
-    rule = setting.rules["additive"]
-    engine = Engine(setting.network, rule, sizes=(1, 8, 32), compile=True)
-    engine.warm(setting.inputs[:1])
-    assert counters["stats"]["unique_graphs"] > 0
-    counters.clear()
-    plain = Engine(setting.network, rule)
-    for size in (1, 2, 5, 8, 13, 32, 70):
-        same(engine(setting.inputs[200 : 200 + size]), plain(setting.inputs[200 : 200 + size]))
-    assert (engine(setting.inputs[200:232], deadline=0.0).exit == 0).all()
-    assert not counters["graph_break"]
-    assert counters["stats"].get("unique_graphs", 0) == 0
-
-
 def test_answer_depends_on_no_neighbour(setting: Setting) -> None:
     engine = Engine(setting.network, setting.rules["additive"])
     whole = engine(setting.inputs[200:264])

@@ -26,6 +26,7 @@ from optdepth.stopping.baselines import Threshold
 from optdepth.stopping.rule import FixedDepth, Origin, Rule
 from optdepth.trace import Costs
 from settings import Glancing, Setting
+from stamped import restamp_json
 from zoo import deciding, images, speaking, tokens
 
 
@@ -257,7 +258,8 @@ def test_exits_that_are_not_looked_at_and_what_nobody_reaches_are_not_in_the_bun
         assert [graph.exit for graph in runtime.graphs] == exits
         assert answers_as(setting.network, rule, runtime, inputs) == {depth}
         assert f"{len(exits)} graph" in str(written)
-        assert {path.name for path in written.folder.iterdir()} == {"manifest.json", *(f"exit{k}.onnx" for k in exits)}
+        names = {re.sub("-[0-9a-f]{16}", "", path.name) for path in written.folder.iterdir()}
+        assert names == {"manifest.json", *(f"exit{k}.onnx" for k in exits)}
         assert written.bytes == sum(path.stat().st_size for path in written.folder.iterdir())
 
 
@@ -272,25 +274,30 @@ def test_unsound_bundles_are_refused_in_one_line(setting: Setting, bundle: Path,
             Runtime(tmp_path)
         assert "\n" not in str(error.value)
 
-    edited = lambda **changes: json.dumps(manifest | changes).encode()  # noqa: E731
+    def edited(**changes: object) -> bytes:
+        (tmp_path / "edited.json").write_bytes(whole["manifest.json"])
+        restamp_json(tmp_path / "edited.json", **changes)
+        return (tmp_path / "edited.json").read_bytes()
+
     with pytest.raises(InputError, match="no such file"):
         Runtime(tmp_path / "nowhere")
     refused("is damaged", **{"manifest.json": whole["manifest.json"][:-30]})
     refused("is not an optdepth.bundle file", **{"manifest.json": edited(format="other")})
-    refused("has version 2, this optdepth reads 3; export it again", **{"manifest.json": edited(version=2)})
-    refused("has version 4, this optdepth reads 3; export it again", **{"manifest.json": edited(version=4)})
+    refused("has version 3, this optdepth reads 4; export it again", **{"manifest.json": edited(version=3)})
+    refused("has version 5, this optdepth reads 4; export it again", **{"manifest.json": edited(version=5)})
     refused("no export backend 'other': give one of onnx", **{"manifest.json": edited(backend="other")})
     inputs, graphs = manifest["inputs"], manifest["graphs"]
     leaf = inputs["leaves"][0]
     for changes in (
         {"paid": "much"},
         {"paid": manifest["paid"][:2]},
+        {"paid": [-1, *manifest["paid"][1:]]},
         {"graphs": []},
         {"graphs": graphs[:2]},
         {"graphs": graphs[::-1]},
         {"graphs": [graphs[0] | {"takes": 2}, *graphs[1:]]},
         {"graphs": [graphs[0] | {"takes": "many"}, *graphs[1:]]},
-        {"inputs": None},
+        {"inputs": []},
         {"inputs": [leaf]},
         {"inputs": inputs | {"form": "table"}},
         {"inputs": inputs | {"leaves": []}},
@@ -301,7 +308,10 @@ def test_unsound_bundles_are_refused_in_one_line(setting: Setting, bundle: Path,
         {"inputs": inputs | {"leaves": [{"dtype": "float32", "shape": ["n"]}]}},
     ):
         refused("is damaged", **{"manifest.json": edited(**changes)})
-    refused("checksum", **{"exit1.onnx": whole["exit1.onnx"][:-1]})
+    name = graphs[1]["file"]
+    refused("checksum", **{name: whole[name][:-1]})
+    mixed = whole["manifest.json"].replace(b'"unit": "', b'"unit": "other ')
+    refused(r"manifest.json is damaged \(it is not as it was written, by its checksum\)", **{"manifest.json": mixed})
     elsewhere = [graphs[0] | {"file": "../bundle/exit0.onnx"}, *graphs[1:]]
     refused("lacks its graph", **{"manifest.json": edited(graphs=elsewhere)})
 
@@ -324,9 +334,9 @@ def test_examples_that_are_no_inputs_are_refused(setting: Setting, tmp_path: Pat
         ([], "an empty list"),
         ([inputs[:2], {"images": inputs[:2]}], "a tensor of inputs and a dict of images"),
         ([inputs[:2], inputs[:2].double()], "float32 of 4 dimensions and torch.float64 of 4 dimensions"),
-        (inputs[:2].bfloat16(), "numpy has no bfloat16"),
+        (inputs[:2].bfloat16(), "give floats as torch.float32"),
         ((inputs[:2], inputs[:3]), "batches of sizes"),
-        ({"images": inputs[:2]}, "the network cannot run the examples"),
+        ({"images": inputs[:2]}, r"the network cannot run inputs\['images'\] float32"),
         (inputs[:2].numpy(), "give a tensor"),
     ):
         with unchecked(), pytest.raises(InputError, match=words) as error:
@@ -346,7 +356,7 @@ def test_only_a_bundle_is_written_over(setting: Setting, bundle: Path, tmp_path:
     (tmp_path / "full" / "thesis.txt").write_text("years of work")
     refused(tmp_path / "full", "something else than a bundle, thesis.txt")
     refused(tmp_path / "full" / "thesis.txt", "something else than a bundle, thesis.txt")
-    refused(tmp_path / "full" / "thesis.txt" / "bundle", "cannot write a bundle to")
+    refused(tmp_path / "full" / "thesis.txt" / "bundle", r"cannot write .*bundle \(.*\); give a place that")
     (tmp_path / "full" / "manifest.json").write_text("{}")  # other programs have manifests too
     refused(tmp_path / "full", "something else than a bundle")
     shutil.copytree(bundle, tmp_path / "bundle")
@@ -354,6 +364,34 @@ def test_only_a_bundle_is_written_over(setting: Setting, bundle: Path, tmp_path:
     refused(tmp_path / "bundle", "something else than a bundle, notes.txt")
     (tmp_path / "bundle" / "notes.txt").rename(tmp_path / "bundle" / "mine.onnx")
     refused(tmp_path / "bundle", "something else than a bundle, mine.onnx")
+    (tmp_path / "bundle" / "mine.onnx").rename(tmp_path / "bundle" / "exit7-0123456789abcdef.onnx")  # named like ours
+    refused(tmp_path / "bundle", "something else than a bundle, exit7-0123456789abcdef.onnx; give an empty folder, or")
+
+
+def test_a_new_bundle_takes_an_older_ones_place_or_leaves_it_as_it_was(
+    setting: Setting, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before the manifest is replaced, what was written of the new bundle is known for a bundle's next time."""
+    shutil.copytree(bundle, tmp_path / "bundle")
+    whole, inputs = Path.replace, setting.inputs[:4]
+    before = Runtime(bundle)(inputs.numpy())
+
+    def killed(self: Path, target: Path) -> Path:
+        if self.name == "manifest.json" and self.parent.name == ".unchecked":
+            raise OSError("killed")
+        return whole(self, target)
+
+    rule = setting.rules["confidence"]
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(InputError, match="cannot write"):
+        export(setting.network, rule, inputs, tmp_path / "bundle")
+    monkeypatch.undo()
+    np.testing.assert_array_equal(Runtime(tmp_path / "bundle")(inputs.numpy()).exit, before.exit)
+    assert len(list((tmp_path / "bundle").glob("*.onnx"))) > len(list(bundle.glob("*.onnx")))
+    written = export(setting.network, rule, inputs, tmp_path / "bundle")
+    assert answers_as(setting.network, rule, Runtime(written.folder), inputs)
+    graphs = json.loads((written.folder / "manifest.json").read_text())["graphs"]
+    assert {path.name for path in written.folder.iterdir()} == {"manifest.json", *(graph["file"] for graph in graphs)}
 
 
 @pytest.mark.parametrize("given", [{"providers": ["Abacus"]}, {"providers": ["CPUExecutionProvider", "Abacus"]}])

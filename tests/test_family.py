@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import warnings
 from functools import partial
 
 import numpy as np
@@ -96,6 +97,54 @@ def test_senseless_requests_are_refused_before_anything_is_solved(thirds: list[T
     blind = Family(dataclasses.replace(fit, disagreement=None), solve)
     with pytest.raises(InputError, match="does not say where answers differ"):
         blind.certified(certify, risk=0.1, confidence=0.9, measure="disagreement")
+
+
+def in_flops(trace: Trace) -> Trace:
+    """The same recording at costs that nobody has made relative."""
+    costs = Costs.of(2.4e6 * trace.costs.reach, 2.4e6 * trace.costs.look, unit="FLOPs")
+    return dataclasses.replace(trace, costs=costs)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_price_in_another_unit_than_the_costs_is_announced(name: str, thirds: list[Trace]) -> None:
+    """Where one step costs more than a hundred times all that losses can fall, every sample stops, and it is said."""
+    fit = in_flops(thirds[0])
+    with pytest.warns(
+        UserWarning, match="so every sample stops there. A price is loss per unit of cost, here FLOPs"
+    ) as said:
+        rule = SOLVERS[name](fit, price=0.05)
+    assert (rule.stopped_at(fit) == rule.stopped_at(fit)[0]).all()
+    sentence = str(said[0].message)
+    assert "at price 0.05 a step beyond the first exit costs 3e+04 or more, and losses differ by 1 at most" in sentence
+    assert sentence.endswith("give one near 4e-07, or solve on costs in full passes, costs.relative()")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for price in (0.0, 4e-8, 4e-7, 4e-6):
+            SOLVERS[name](fit, price=price)
+        for price in (0.0, 0.05, 1.0, 10.0, 100.0):  # sweeps of prices in full passes
+            SOLVERS[name](thirds[0], price=price)
+
+
+def test_no_price_is_announced_where_nothing_is_to_be_known() -> None:
+    """Losses that are all alike, and exits that cost the same."""
+    same, free = np.zeros((60, 2)), np.tile([0.5, 0.0], (60, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for losses, costs in ((same, [1e6, 2e6]), (free, [1e6, 1e6])):
+            trace = Trace(losses, np.zeros((*losses.shape, 1)), Costs.of(costs))
+            rule = FixedDepth(Origin.of(trace), 0)
+            assert Family(trace, lambda price, rule=rule: rule).at(0.05) is rule
+
+
+def test_a_budget_above_what_any_rule_takes_is_refused(thirds: list[Trace]) -> None:
+    family = confidence(thirds[0])
+    most = thirds[0].costs.paid()[-1]
+    assert applied(family.within(most), thirds[0]).cost <= most
+    said = (
+        f"a budget of 5 cost is more than any rule takes, {most:g}: give less than the full network's 1.002, or price=0"
+    )
+    with pytest.raises(InputError, match=said):
+        family.within(5.0)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-170])

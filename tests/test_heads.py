@@ -16,6 +16,7 @@ from optdepth.batch import State
 from optdepth.errors import InputError
 from optdepth.networks import HEADS, HeadKind, Place, PooledLinear, register
 from optdepth.networks.silence import silence
+from settings import Residual
 
 EXTENDING = (Path(__file__).resolve().parents[1] / "docs" / "extending.md").read_text()
 X = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
@@ -28,15 +29,6 @@ def registry() -> Iterator[None]:
     yield
     HEADS.clear()
     HEADS.update(before)
-
-
-class Residual(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(8, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.linear(x).relu()
 
 
 class Model(nn.Module):

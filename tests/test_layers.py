@@ -10,11 +10,12 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "optdepth"
 
 LAYERS: tuple[set[str], ...] = (
     {"errors"},
-    {"progress", "files", "palette", "batch"},
-    {"tensor_files"},
-    {"splits", "features", "tasks", "samples", "carving", "threads", "rewards"},
-    {"recall", "tensors", "data"},
-    {"trace"},
+    {"fields"},
+    {"progress", "files", "palette", "batch", "outside", "interrupts", "libraries"},
+    {"tensor_files", "tasks", "pictures"},
+    {"splits", "features", "samples", "carving", "threads", "rewards"},
+    {"recall", "tensors", "image_tables"},
+    {"trace", "data"},
     {"stopping", "networks"},
     {"costs", "record"},
     {"continuous", "training", "inference"},

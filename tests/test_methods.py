@@ -43,7 +43,7 @@ def own() -> Iterator[str]:
 def recorded(folder: Path) -> Run:
     """A run up to its traces, of a network that has learned nothing."""
     run = Run(folder)
-    run.begin("digits", 0, None)
+    run.begin(run.opened("digits", 0, None), 0, None)
     resnet(8, classes=10, channels=1, width=4, seed=0).save(folder / "network")
     record_run(run, measure="flops", batch=1, progress=False)
     return run
@@ -145,4 +145,4 @@ def test_the_rule_of_the_handbook_is_solved_saved_and_reported(tmp_path: Path) -
     done = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["agreed"]["kind"] == "Agreed"
-    assert (run.folder / "rules" / "agreed" / "rule.json").is_file()
+    assert (run.folder / "rules" / "agreed" / "rule.safetensors").is_file()

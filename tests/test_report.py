@@ -21,6 +21,8 @@ from optdepth.stopping.placed import placed
 from optdepth.stopping.rule import FixedDepth, Origin
 from optdepth.trace import Costs, Trace
 
+pytestmark = pytest.mark.usefixtures("repeated")  # every method is solved at every price of a sweep
+
 PRICE = 0.1
 MADE = Provenance(["optdepth report run"], {"optdepth": "0.1.0"}, {"carving": 3}, {"epochs": 12})
 HOSTILE = "<script>alert('$x$')</script>"

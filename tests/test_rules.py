@@ -21,6 +21,7 @@ from optdepth.stopping.lookahead import lookahead, monotone_case
 from optdepth.stopping.rule import FixedDepth, Origin, Rule
 from optdepth.stopping.snell import snell
 from optdepth.trace import Costs, Trace
+from stamped import restamp_tensors
 
 PRICES = (0.0, 0.02, 0.1, 0.5)
 
@@ -293,11 +294,11 @@ def test_damaged_and_foreign_rules_are_refused(splits: tuple[Trace, Trace], tmp_
     with pytest.raises(InputError, match="damaged"):
         Rule.load(tmp_path)
     (tmp_path / "rule.safetensors").write_bytes(whole)
-    text = (tmp_path / "rule.json").read_text()
-    (tmp_path / "rule.json").write_text(text.replace('"version": 4', '"version": 99'))
+    restamp_tensors(tmp_path / "rule.safetensors", lambda _, about: about.update(version=99))
     with pytest.raises(InputError, match="version 99"):
         Rule.load(tmp_path)
-    (tmp_path / "rule.json").write_text(text.replace('"Threshold"', '"Elsewhere"'))
+    (tmp_path / "rule.safetensors").write_bytes(whole)
+    restamp_tensors(tmp_path / "rule.safetensors", lambda _, about: about.update(kind="Elsewhere"))
     with pytest.raises(InputError, match="kind 'Elsewhere'"):
         Rule.load(tmp_path)
     short = noisy_trace(20, exits=3)

@@ -190,7 +190,7 @@ def test_other_names_and_another_order_are_the_same_samples(run: Run) -> None:
 
 
 def test_a_network_trained_anew_needs_new_traces_and_new_rules(run: Run) -> None:
-    for name in ("checkpoint.pt", "training.json"):
+    for name in ("checkpoint.safetensors", "training.json"):
         (run.folder / name).unlink()
     train(run, Path("images"), epochs=2)
     for name in READS_TRACES:
@@ -214,6 +214,21 @@ def test_rules_solved_at_one_unit_are_not_judged_at_another(run: Run) -> None:
     certify(run)
     for name in ("evaluate", "report", "export"):
         STEPS[name](run)
+
+
+def test_a_budget_that_leaves_no_price_to_report_at_is_said_so(run: Run) -> None:
+    """As much as any rule takes: the rule is that at price 0, and the page is about a price."""
+    most = float(run.traces()["fit"].costs.paid().max())
+    workflow.solve_run(run, ["placed"], price=None, budget=most, progress=False)
+    refused(
+        lambda: workflow.report_run(run, price=None, command=""),
+        "the rule 'placed'",
+        "keeps within its budget at price 0, which is no price for depth: solve it for a smaller budget or at a price",
+    )
+    refused(
+        lambda: workflow.solve_run(run, ["placed"], price=None, budget=2 * most, progress=False),
+        "is more than any rule",
+    )
 
 
 def test_recording_killed_midway_leaves_the_traces_as_they_were(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,7 +272,9 @@ def test_rules_fitted_on_other_samples_are_refused(run: Run) -> None:
     said = ("rule 'confidence' was not fitted on the fit split", "optdepth solve", "--price 0.1 --method confidence")
     for name in READS_RULES:
         refused(lambda name=name: STEPS[name](run), *said)
-    FixedDepth(Origin(test.costs), 0).save(run.folder / "rules" / "confidence")  # fitted on nothing
+    FixedDepth(Origin(test.costs), 0).save(run.folder / "rules" / "confidence")
+    refused(lambda: evaluate(run), "rule 'confidence' names no network", f"holds {test.network}", "optdepth solve")
+    FixedDepth(Origin(test.costs, test.network), 0).save(run.folder / "rules" / "confidence")  # fitted on nothing
     evaluate(run)
 
 

@@ -1,6 +1,5 @@
 """StagedNetwork: stages, exits kept, and what is on disk."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from optdepth.batch import hidden, select
 from optdepth.errors import InputError
 from optdepth.features import residual_size
 from optdepth.networks import Exit, StagedNetwork, load_network, resnet
+from stamped import restamp_tensors
 
 SAVED = {"depth": 8, "classes": 3, "channels": 1, "width": 4, "seed": 0}
 
@@ -101,7 +101,6 @@ def test_save_and_load(network: StagedNetwork, images: Tensor, tmp_path: Path) -
     assert loaded.fingerprint() == kept.fingerprint()
     assert all(torch.equal(a, b) for a, b in zip(loaded(images), kept(images), strict=True))
     assert sorted(path.name for path in (tmp_path / "deep" / "network").iterdir()) == [
-        "network.json",
         "weights.safetensors",
     ]
 
@@ -113,8 +112,15 @@ def test_only_a_network_with_a_config_is_saved(tmp_path: Path) -> None:
 
 
 def edit_header(folder: Path, **changes: object) -> None:
-    path = folder / "network.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    restamp_tensors(folder / "weights.safetensors", lambda _, about: about.update(changes))
+
+
+def resized(folder: Path, **sizes: object) -> None:
+    edit_header(folder, config={"family": "resnet", **SAVED, **sizes})
+
+
+def not_a_number(folder: Path) -> None:
+    restamp_tensors(folder / "weights.safetensors", lambda held, _: held["stem.0.weight"].fill_(torch.nan))
 
 
 def truncate(folder: Path) -> None:
@@ -127,16 +133,19 @@ def truncate(folder: Path) -> None:
     [
         (truncate, "damaged"),
         (lambda folder: (folder / "weights.safetensors").unlink(), "no such file"),
-        (lambda folder: (folder / "network.json").unlink(), "no such file"),
-        (lambda folder: (folder / "network.json").write_text("{"), "damaged"),
+        (lambda folder: (folder / "weights.safetensors").write_text("{"), "damaged"),
         (lambda folder: edit_header(folder, format="other"), "not an optdepth.network"),
         (lambda folder: edit_header(folder, version=99), "version 99"),
         (lambda folder: edit_header(folder, fingerprint="0" * 16), "not of the same network"),
-        (lambda folder: edit_header(folder, config=None), "families looped, neural_ode, resnet, staged"),
-        (lambda folder: edit_header(folder, config={"family": "other"}), "families looped, neural_ode, resnet, staged"),
-        (lambda folder: edit_header(folder, config={"family": "resnet"}), "do not fit"),
-        (lambda folder: edit_header(folder, config={"family": "resnet", **SAVED, "width": 5}), "do not fit"),
-        (lambda folder: edit_header(folder, config={"family": "resnet", **SAVED, "depth": 14}), "do not fit"),
+        (lambda folder: edit_header(folder, config=None), r"damaged \(config is None, not an object\)"),
+        (lambda folder: edit_header(folder, config={"family": "other"}), "none of looped, neural_ode, resnet, staged"),
+        (lambda folder: edit_header(folder, config={"family": "resnet"}), "is damaged .*missing"),
+        (lambda folder: resized(folder, width=5), "no weight has a side of width 5"),
+        (lambda folder: resized(folder, width="4"), "no weight has a side of width '4'"),
+        (lambda folder: resized(folder, classes=10**12), "no weight has a side of classes 1000000000000"),
+        (lambda folder: resized(folder, depth=600_002), "weights are too few for a depth of 600002"),
+        (lambda folder: resized(folder, depth=14), "is damaged .*Missing key"),
+        (lambda folder: not_a_number(folder), "a weight is NaN or infinite"),
     ],
 )
 def test_damaged_files(damage, message: str, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from optdepth.stopping.rule import FixedDepth, Origin
 from optdepth.threads import chosen, on_threads
 from optdepth.trace import Trace
 from optdepth.training import DepthLoss, History, PriceSchedule, StoppingCost, train
+from optdepth.training.checkpoint import Checkpoint
 from optdepth.training.objective import Objective
 from optdepth.training.rehearsal import rehearsal
 
@@ -250,9 +251,9 @@ def test_a_machine_with_fewer_cores_than_the_epochs_done_had_tries_anew(
     few: Data, tmp_path: Path, trials: Trials
 ) -> None:
     killed(small(), few, tmp_path)
-    state = torch.load(tmp_path / loop.CHECKPOINT, weights_only=True)
-    state["epochs"][0]["threads"] = 64
-    torch.save(state, tmp_path / loop.CHECKPOINT)
+    checkpoint = Checkpoint.load(tmp_path / loop.CHECKPOINT, "")
+    first = dataclasses.replace(checkpoint.epochs[0], threads=64)
+    dataclasses.replace(checkpoint, epochs=(first, *checkpoint.epochs[1:])).save(tmp_path / loop.CHECKPOINT)
     assert counts(trained(small(), few, tmp_path)) == [64, 2, 2]
     assert trials == [20, 20]
 

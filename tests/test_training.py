@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import optdepth.training.loop as loop
 from checker import unchecked
@@ -102,9 +102,9 @@ def test_a_finished_run_is_not_repeated(digits: Data, tmp_path: Path) -> None:
 
 def test_an_interrupt_says_how_to_go_on(digits: Data, tmp_path: Path, monkeypatch) -> None:
     kill_after(monkeypatch, 1, KeyboardInterrupt)
-    with pytest.raises(KeyboardInterrupt, match=r"go on from .*checkpoint\.pt"):
+    with pytest.raises(KeyboardInterrupt, match=r"go on from .*checkpoint\.safetensors"):
         run(small(), digits, tmp_path)
-    assert (tmp_path / "checkpoint.pt").is_file()
+    assert (tmp_path / "checkpoint.safetensors").is_file()
 
 
 def test_a_seed_decides_everything(digits: Data, tmp_path: Path) -> None:
@@ -139,22 +139,17 @@ def test_another_carving_of_the_data_does_not_resume(digits: Data, tmp_path: Pat
         run(small(), load_data("digits", seed=1), tmp_path, epochs=1)
 
 
-class Evil:
-    def __reduce__(self):
-        return (os.getcwd, ())
-
-
-@pytest.mark.parametrize("damage", ["cut", "empty", "text", "pickle", "other", "keys"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "pickle", "flip"])
 def test_damaged_checkpoints(damage: str, digits: Data, tmp_path: Path) -> None:
     run(small(), digits, tmp_path, epochs=1)
-    path = tmp_path / "checkpoint.pt"
+    path = tmp_path / "checkpoint.safetensors"
     whole = path.read_bytes()
-    if damage in ("pickle", "other", "keys"):
-        header = {"format": loop.FORMAT, "version": loop.VERSION}
-        torch.save({"pickle": Evil(), "other": {"a": 1}, "keys": header}[damage], path)
+    if damage == "pickle":
+        torch.save({"a": 1}, path)
     else:
-        path.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"hello"}[damage])
-    with pytest.raises(InputError, match=r"checkpoint\.pt is .*delete it") as caught:
+        flipped = whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]
+        path.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"hello", "flip": flipped}[damage])
+    with pytest.raises(InputError, match=r"checkpoint\.safetensors is .*delete it") as caught:
         run(small(), digits, tmp_path, epochs=1)
     assert "\n" not in str(caught.value)
 
@@ -177,6 +172,31 @@ def test_frozen_moves_the_batch_statistics_of_early_heads_alone(digits: Data, tm
     early = {key for key in before if key.startswith(("heads.0.", "heads.1."))}
     assert changed == early
     assert any(key.endswith("running_var") for key in early)
+
+
+@pytest.mark.parametrize("backbone", ["joint", "frozen"])
+def test_a_norm_that_was_put_into_evaluation_stays_there(digits: Data, tmp_path: Path, backbone: str) -> None:
+    """One norm of the trunk and one of a head: their statistics stay, and those of their neighbours move."""
+    network = resnet(8, classes=10, channels=1, width=4, heads="tail", seed=0).train()
+    norms = {name: module for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    trunk, head = (next(name for name in norms if name.startswith(part)) for part in ("stages.1", "heads.0"))
+    norms[trunk].eval()
+    norms[head].eval()
+    before = {name: norm.running_var.clone() for name, norm in norms.items()}
+    run(network, digits, tmp_path, backbone=backbone, epochs=2)
+    still = {name for name, norm in norms.items() if torch.equal(norm.running_var, before[name])}
+    if backbone == "joint":
+        assert still == {trunk, head}
+    else:
+        assert still == {name for name in norms if not name.startswith(("heads.0", "heads.1"))} | {head}
+
+
+def test_of_a_network_in_evaluation_as_a_whole_every_norm_learns(digits: Data, tmp_path: Path) -> None:
+    network = resnet(8, classes=10, channels=1, width=4, seed=0).eval()
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = [norm.running_var.clone() for norm in norms]
+    run(network, digits, tmp_path, epochs=1)
+    assert not any(torch.equal(norm.running_var, old) for norm, old in zip(norms, before, strict=True))
 
 
 @pytest.mark.parametrize(("loss", "heads"), [("last-exit", "linear"), ("last-exit+distillation", "conv")])

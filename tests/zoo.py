@@ -109,6 +109,20 @@ DECODERS: dict[str, Callable[[], nn.Module]] = {
         "Qwen2ForCausalLM", "Qwen2Config", **SIZES | DEEP, num_key_value_heads=2, attention_dropout=0.1
     ),
 }
+OLD = {"n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 24}
+FALCON = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
+TUPLES: dict[str, Callable[[], nn.Module]] = {
+    "gptj": lambda: _decoder("GPTJForCausalLM", "GPTJConfig", rotary_dim=4, **OLD),
+    "codegen": lambda: _decoder("CodeGenForCausalLM", "CodeGenConfig", rotary_dim=4, **OLD),
+    "gpt_neo": lambda: _decoder(
+        "GPTNeoForCausalLM", "GPTNeoConfig", hidden_size=32, num_layers=4, num_heads=4, max_position_embeddings=24,
+        attention_types=[[["global", "local"], 2]], window_size=4,
+    ),
+    "falcon": lambda: _decoder("FalconForCausalLM", "FalconConfig", **FALCON),
+    "falcon, alibi": lambda: _decoder("FalconForCausalLM", "FalconConfig", alibi=True, **FALCON),
+    "mpt": lambda: _decoder("MptForCausalLM", "MptConfig", d_model=32, n_layers=4, n_heads=4, max_seq_len=24),
+}  # fmt: skip
+"""Causal language models whose layers return a tuple, the states first."""
 TOKENS: dict[str, Callable[[], nn.Module]] = {
     "transformers bert": lambda: _transformers("Bert", "SequenceClassification", **SIZES, **TEXT),
     "transformers bert, eager": lambda: _transformers(
@@ -139,8 +153,8 @@ def build(name: str) -> tuple[nn.Module, Any]:
     """The model of that name in evaluation mode, seeded, and an example."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = {**IMAGES, **TOKENS}[name]()
-    return model.eval(), tokens() if name in TOKENS else images()
+        model = {**IMAGES, **TOKENS, **TUPLES}[name]()
+    return model.eval(), images() if name in IMAGES else tokens()
 
 
 def speaking(name: str, exits: int = 3) -> StagedNetwork:

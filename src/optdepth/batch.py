@@ -5,26 +5,33 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, Int64, Shaped
+from jaxtyping import Bool, Float, Int, Int64, Shaped
 from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_map
 from xxhash import xxh3_64_intdigest
 
 from .errors import InputError
 
-Inputs = Tensor | tuple[Tensor, ...] | list[Tensor] | dict[str, Tensor]
-"""What a network takes: one tensor, or a tuple or dict of tensors, the batch first in each. A list stands for a tuple,
-of which a `DataLoader` makes one."""
+Inputs = Tensor | tuple[Tensor, ...] | list[Tensor] | Mapping[str, Tensor]
+"""What a network takes: one tensor, or a tuple or mapping of tensors, the batch first in each. A list stands for a
+tuple, of which a `DataLoader` makes one."""
 
 State = Inputs | tuple["State", ...] | list["State"] | dict[str, "State"]
 """A pytree of tensors whose first dimension is the batch; for our residual networks, one tensor."""
 
 Tree = TypeVar("Tree")
 """Any pytree of tensors, a `State` or what goes beside one: what goes in comes out."""
+
+
+def plain(inputs: Tree) -> Tree:
+    """A mapping that is no dict, such as the `BatchEncoding` of a tokenizer, as one; other inputs as they are."""
+    found: Any = dict(inputs) if isinstance(inputs, Mapping) and not isinstance(inputs, dict) else inputs
+    return found
 
 
 def hidden(state: object) -> Tensor:
@@ -68,6 +75,64 @@ def check_finite(inputs: State, first: int = 0) -> None:
         bad = torch.nonzero(~torch.isfinite(tensor.flatten(1)).all(dim=1))
         if len(bad):
             raise InputError(f"sample {first + int(bad[0])} of the batch holds NaN or infinity; clean or drop it")
+
+
+def check_batch(inputs: object) -> int:
+    """How many samples there are; refuses what is no batch of tensors, before anything is run on it."""
+    if isinstance(inputs, Tensor) and inputs.dim():
+        return len(inputs)
+    if not isinstance(inputs, Tensor | tuple | list | dict):
+        raise InputError(f"inputs are a {type(inputs).__name__}: give {_instead(inputs)}")
+    if isinstance(inputs, Tensor):
+        raise InputError("inputs are a single number: give a tensor with the samples first")
+    rows: dict[str, int] = {}
+    for path, leaf in tree_flatten_with_path(inputs)[0]:
+        name = f"inputs{keystr(path)}"
+        if not isinstance(leaf, Tensor):
+            raise InputError(f"{name} is a {type(leaf).__name__}: give {_instead(leaf)}")
+        if leaf.dim() == 0:
+            raise InputError(f"{name} is a single number: give a tensor with the samples first")
+        rows[name] = len(leaf)
+    if len(set(rows.values())) != 1:
+        said = ", ".join(f"{name} {count}" for name, count in rows.items()) or "no tensors"
+        raise InputError(f"rows of the batch: {said}; give each tensor one row a sample")
+    return len(hidden(inputs))
+
+
+def _instead(given: object) -> str:
+    """What to give in place of something that is no tensor."""
+    if isinstance(given, np.ndarray):
+        return "torch.from_numpy(...) of it"
+    numbers = isinstance(given, int | float | list)
+    return "torch.tensor(...) of it" if numbers else "a tensor, or a tuple or dict of tensors"
+
+
+def check_answers(logits: Float[Tensor, "n ..."], first: int = 0, inputs: State | None = None) -> None:
+    """Refuses answers with NaN or plus infinity, naming the sample; minus infinity rules a class out, and may stand.
+
+    Args:
+        first: the number of the batch's first sample.
+        inputs: that were answered, to say how large the sample's numbers are.
+    """
+    bad = overflown(logits)
+    if bad is None:
+        return
+    floats = [
+        leaf[bad].abs().max().item() for leaf in tree_leaves(inputs) if leaf is not None and leaf.is_floating_point()
+    ]
+    large = f", whose inputs go up to {max(floats):.2g}," if floats else ""
+    raise InputError(
+        f"sample {first + bad} of the batch{large} is answered with NaN or infinity: scale inputs as those it was "
+        f"trained on; if they are, the network's own numbers overflow {str(logits.dtype).removeprefix('torch.')}"
+    )
+
+
+def overflown(logits: Float[Tensor, "n ..."]) -> int | None:
+    """The first sample answered with NaN or plus infinity."""
+    # NaN is larger than all else to `amax`, so one cheap pass tells in the usual case.
+    if not logits.is_floating_point() or logits.numel() == 0 or logits.amax().item() < math.inf:
+        return None
+    return int(torch.nonzero(~(logits.flatten(1) < math.inf).all(dim=1))[0])
 
 
 def identities(inputs: Inputs) -> Int64[np.ndarray, " n"]:

@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Int64
 
 from .errors import InputError
+from .files import rebuilding
 from .tensor_files import read_tensors, write_tensors
 
 Array = np.ndarray
-_FORMAT, _VERSION = "optdepth.splits", 1
+_FORMAT, _VERSION = "optdepth.splits", 2
 _PARTS = ("rows", "digests")
 _STEP = np.int64(-7046029254386353131)
 """Odd, so that a digest plus its first few multiples are different numbers."""
@@ -37,6 +38,15 @@ class Carving:
     digests: Mapping[str, Int64[Array, " n"]]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.rows or any(len(rows) != len(self.digests[name]) for name, rows in self.rows.items()):
+            raise InputError("splits need a digest for every row; carve the data again")
+        every = np.concatenate(list(self.rows.values()))
+        if len(np.unique(every)) < len(every):
+            raise InputError("splits share a row; carve the data again")
+        if len(self.mean) != len(self.std) or min(self.std, default=0.0) <= 0:
+            raise InputError(f"mean {self.mean} and std {self.std}: give one of each a channel, std > 0")
 
     def places(self, digests: Int64[Array, " m"], data: str) -> dict[str, Int64[Array, " n"]]:
         """Where the samples of each split lie in a table now, whatever their order in it.
@@ -75,11 +85,11 @@ class Carving:
     def load(cls, path: Path, *, make_it: str) -> Self:
         """Reads what `save` wrote; anything else is refused."""
         held, about = read_tensors(path, format=_FORMAT, version=_VERSION, make_it=make_it)
-        try:
-            rows, digests = ({name: held[f"{part}.{name}"].numpy() for name in about["splits"]} for part in _PARTS)
-            return cls(about["source"], rows, digests, tuple(about["mean"]), tuple(about["std"]))
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{path} lacks {error}; {make_it}") from None
+        splits = about.take("splits", list[str])
+        rows, digests = ({name: held.take(f"{part}.{name}", torch.int64, 1) for name in splits} for part in _PARTS)
+        mean, std = (about.take(name, tuple[float, ...]) for name in ("mean", "std"))
+        with rebuilding(path, make_it):
+            return cls(about.take("source", str), rows, digests, mean, std)
 
 
 def _apart(digests: Int64[Array, " n"]) -> Int64[Array, " n"]:

@@ -8,11 +8,12 @@ import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.exceptions import Abort, TyperException
 
 from .errors import InputError
 
@@ -30,7 +31,7 @@ _out, _err = Console(), Console(stderr=True)
 
 RunFolder = Annotated[Path, typer.Argument(help="The run folder that `optdepth train --out` made.", metavar="RUN")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
-Seed = Annotated[int, typer.Option(help="Same seed, same machine, same number of threads: same result.")]
+Seed = Annotated[int, typer.Option(min=0, help="Same seed, same machine, same number of threads: same result.")]
 DataName = Annotated[
     str,
     typer.Option(
@@ -39,6 +40,20 @@ DataName = Annotated[
     ),
 ]
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over the train split.")]
+Exits = Annotated[
+    str,
+    typer.Option(
+        help="`ends`: after the first block and each of the last stage; `all`, `last`, or names separated by commas, "
+        "such as stage1.block2,stage3.block3."
+    ),
+]
+Heads = Annotated[
+    str,
+    typer.Option(
+        help="Of the early exits: linear, conv, branch, tail; those named later answer better early, and cost more at "
+        "each look. conv+tail is both, one after the other, before the last stage."
+    ),
+]
 Price = Annotated[
     float | None,
     typer.Option(help="Loss that one full pass of the network is worth: 0.1 spends a pass to save 10 points of error."),
@@ -75,20 +90,8 @@ def train(
     data: DataName = "digits",
     depth: Annotated[int, typer.Option(help="Layers of the residual network: 6n + 2, such as 8, 20, 32, 56.")] = 20,
     width: Annotated[int, typer.Option(min=1, help="Channels of the first stage.")] = 16,
-    exits: Annotated[
-        str,
-        typer.Option(
-            help="`ends`: after the first block and each of the last stage; `all`, `last`, or names separated by "
-            "commas, such as stage1.block2,stage3.block3."
-        ),
-    ] = "ends",
-    heads: Annotated[
-        str,
-        typer.Option(
-            help="Of the early exits: linear, conv, branch, tail; those named later answer better early, and cost more "
-            "at each look. conv+tail is both, one after the other, before the last stage."
-        ),
-    ] = "conv+tail",
+    exits: Exits = "ends",
+    heads: Heads = "conv+tail",
     start: Annotated[
         Path | None,
         typer.Option(help="Run folder of a trained network to take the trunk from; early heads too if they are alike."),
@@ -267,7 +270,7 @@ def evaluate(
     result = evaluate_run(here, clocked=_sizes(clock), repeats=repeats, progress=not as_json)
     here.note(_command())
     if as_json:
-        sys.stdout.write(json.dumps(result) + "\n")
+        _print_json(result)
     else:
         _out.print(_table(result))
         _out.print(f"next: optdepth report {run}")
@@ -327,7 +330,7 @@ def continuous(
         problem, out, price=price, start=begin, nodes=nodes, epochs=epochs, seed=seed, progress=not as_json
     )
     if as_json:
-        sys.stdout.write(json.dumps(results) + "\n")
+        _print_json(results)
         return
     for result in results:
         _out.print(f"{result['problem']}: {result['said']}; see {result['picture']}", highlight=False, soft_wrap=True)
@@ -356,15 +359,35 @@ def main() -> None:
     if not sys.stderr.isatty():  # read by `datasets` when it is imported
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
-        app()
+        raise SystemExit(app(standalone_mode=False))
+    except TyperException as error:
+        if len(sys.argv) == 1:  # then the message is the help
+            error.show()  # type: ignore[attr-defined]
+            raise SystemExit(error.exit_code) from None
+        said = " ".join(error.format_message().split()).rstrip(".")
+        _refuse(f"{said}, in {_command()}; add --help to see what there is")
+    except Abort:
+        raise SystemExit(130) from None
     except InputError as error:
-        _err.print(f"optdepth: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise SystemExit(2) from None
+        _refuse(str(error))
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        _refuse(f"the system refuses ({place}{error.strerror or error}); free space there, or give another place")
+
+
+def _refuse(reason: str) -> NoReturn:
+    _err.print(f"optdepth: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
+    raise SystemExit(2) from None
+
+
+def _print_json(result: Any) -> None:
+    sys.stdout.write(json.dumps(result) + "\n")
+    sys.stdout.flush()  # so that a full disk is found here, and not after the end
 
 
 def _show(as_json: bool, result: Any, sentence: str) -> None:
     if as_json:
-        sys.stdout.write(json.dumps(result) + "\n")
+        _print_json(result)
     else:
         _out.print(sentence, highlight=False, soft_wrap=True)
 

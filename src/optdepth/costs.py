@@ -6,19 +6,19 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from .batch import Inputs, State, hidden
-from .networks import StagedNetwork
+from .batch import Inputs, State, hidden, plain
+from .networks import StagedNetwork, served
+from .networks.work import counted
 from .threads import light
 from .trace import Costs
 
 
 @light
 def flops(network: StagedNetwork, example: Inputs) -> Costs:
-    """Floating-point operations a sample, counted by `torch.utils.flop_counter` on one pass.
+    """Floating-point operations a sample, counted on one pass.
 
-    The counter sees matrix products and convolutions; the features and the rule, a few operations a class, are
+    Counted are matrix products, convolutions and attention; the features and the rule, a few operations a class, are
     left out. The head's work is the cost of looking, and answering is then free.
 
     Args:
@@ -29,11 +29,11 @@ def flops(network: StagedNetwork, example: Inputs) -> Costs:
         1.0
     """
     counts: list[float] = []
+    example = plain(example)
 
     def measured(work: Callable[[], State]) -> State:
-        with FlopCounterMode(display=False) as counter:
-            result = work()
-        counts.append(counter.get_total_flops() / len(hidden(example)))
+        count, result = counted(work)
+        counts.append(count / len(hidden(example)))
         return result
 
     _walk(network, example, measured)
@@ -42,14 +42,12 @@ def flops(network: StagedNetwork, example: Inputs) -> Costs:
 
 @torch.inference_mode()
 def _walk(network: StagedNetwork, inputs: Inputs, measured: Callable[[Callable[[], State]], State]) -> None:
-    """One pass in evaluation mode, every part through `measured`: the stem, then stage and head, exit by exit."""
-    training = network.training
-    network.eval()
+    """One pass as it is served, every part through `measured`: the stem, then stage and head, exit by exit."""
+    network = served(network)
     state = measured(lambda: network.start(inputs))
     for k in range(len(network.exits)):
         state = measured(lambda k=k, before=state: network.advance(before, k))  # type: ignore[misc]
         measured(lambda k=k, state=state: network.answer(state, k))  # type: ignore[misc]
-    network.train(training)
 
 
 def _costs(parts: np.ndarray, unit: str) -> Costs:

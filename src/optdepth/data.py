@@ -1,10 +1,8 @@
 """Images with labels, from anywhere Hugging Face `datasets` reads, split so that nothing judges itself."""
 
 import hashlib
-import io
 import math
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,21 +12,17 @@ import datasets
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, Shaped, UInt8
-from PIL import Image, ImageOps
-from rich.console import Console
-from rich.progress import Progress
-from sklearn.datasets import load_digits
+from jaxtyping import Float, Int64, UInt8
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
-from xxhash import xxh3_64
 
 from .carving import Carving
 from .errors import InputError
+from .image_tables import cells, classes_of, digests, labels_of, read_tables
+from .pictures import cut, picture, stored
 from .splits import Batches, carve
 
-IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "labels", "fine_label")
-SOURCES = "give 'digits', a folder of parquet files or images, or a hub name"
 MEMORY = 2 * 2**30
 """Bytes: a split up to this size is decoded once and kept; a larger one is decoded image by image."""
 SAMPLE = 2048
@@ -55,12 +49,12 @@ class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
         source: str,
         channels: int,
         image_size: int,
-        resize: bool,
+        resize: int | None,
     ) -> None:
         self.rows, self.source = rows, source
         self.channels, self.image_size, self.resize = channels, image_size, resize
         self._table = table
-        self.labels = _labels(table)
+        self.labels = labels_of(table)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -82,7 +76,7 @@ class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
     def digests(self, classes: tuple[str, ...]) -> Int64[np.ndarray, " n"]:
         """Hash of each sample as it is stored, (n,); see `Carving`."""
-        return _digests(self._table, classes)
+        return digests(self._table, classes)
 
     @cached_property
     def pixels(self) -> UInt8[Tensor, "n channels size size"] | None:
@@ -91,19 +85,24 @@ class ImageSplit(torch.utils.data.Dataset[tuple[Tensor, int]]):
         if np.prod(shape) > MEMORY:
             return None
         pixels = torch.empty(shape, dtype=torch.uint8)
-        for i, cell in enumerate(_cells(self._table, "decoding images")):
+        for i, cell in enumerate(cells(self._table, "decoding images")):
             pixels[i] = self._decode(cell, i)
         return pixels
 
+    def decode_all(self) -> None:
+        """Decodes every image and keeps none."""
+        for i, cell in enumerate(cells(self._table, "checking images")):
+            self._decode(cell, i)
+
     def _decode(self, cell: dict[str, Any], i: int) -> UInt8[Tensor, "channels size size"]:
         where = f"{self.source} row {self.rows[i]}"
-        picture = _open(cell, where, mode="L" if self.channels == 1 else "RGB")
-        if self.resize:
-            picture = _fit(picture, self.image_size)
-        elif picture.size != (self.image_size, self.image_size):
-            shape, size = "{}x{}".format(*picture.size), self.image_size
+        found = picture(cell, where, "L" if self.channels == 1 else "RGB")
+        if self.resize is not None:
+            found = cut(found, self.image_size, self.resize)
+        elif found.size != (self.image_size, self.image_size):
+            shape, size = "{}x{}".format(*found.size), self.image_size
             raise InputError(f"{where} is {shape}, not {size}x{size} as the first one: give image_size")
-        pixels = torch.from_numpy(np.array(picture))
+        pixels = torch.from_numpy(np.array(found))
         return pixels[None] if self.channels == 1 else pixels.permute(2, 0, 1)
 
 
@@ -148,8 +147,18 @@ class Data:
     def carving(self) -> Carving:
         """What finds these splits again: see `reload_data`. Every image is read, none decoded."""
         rows = {key: split.rows for key, split in self.splits.items()}
-        digests = {key: split.digests(self.classes) for key, split in self.splits.items()}
-        return Carving(self.splits["train"].source, rows, digests, self.mean, self.std)
+        known = {key: split.digests(self.classes) for key, split in self.splits.items()}
+        return Carving(self.splits["train"].source, rows, known, self.mean, self.std)
+
+    def check_images(self) -> None:
+        """Decodes every image that is not trained on, so that one that cannot be is known before a training.
+
+        Raises:
+            InputError: an unreadable image, or one of another size.
+        """
+        for split in (self.splits[name] for name in ("fit", "certify", "test")):
+            if split.pixels is None:
+                split.decode_all()
 
 
 def load_data(
@@ -160,6 +169,9 @@ def load_data(
     certify: float | None = None,
     test: float | None = None,
     image_size: int | None = None,
+    resize: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> Data:
     """Labelled images from 'digits' (embedded), a folder of parquet files or images, or the hub.
 
@@ -173,16 +185,20 @@ def load_data(
         fit, certify: share of the carved table. Default 0.05 each; 0.2 and 0.1 where test is carved too.
         test: share of the carved table, default 0.2; only for a source without a test split.
         image_size: resize the shorter side to it and crop the centre. Needed where images differ in size.
+        resize: pixels of the shorter side before `image_size` is cut out of it, as pretrained models ask for: 256 where
+            224 are cut, say. As many as `image_size` when not given.
+        mean, std: per channel, of the normalisation that a pretrained model was trained with, pixels in [0, 1]; those
+            of the train split when not given.
 
     Raises:
         InputError: no such source, no usable columns, bad labels, an unreadable image, images of different
-            sizes, or a class with too few images for a share.
+            sizes, a class with too few images for a share, or a normalisation or size that is none.
 
     Example:
         >>> {name: len(split) for name, split in od.load_data("digits", seed=0).splits.items()}
         {'train': 899, 'fit': 359, 'certify': 180, 'test': 359}
     """
-    tables = _read(name)
+    tables = read_tables(name)
     whole = "test" not in tables
     if test is not None and not whole:
         raise InputError(f"test={test}: {name} has its own test split; leave test out")
@@ -191,17 +207,17 @@ def load_data(
         "certify": (0.1 if whole else 0.05) if certify is None else certify,
         **({"test": 0.2 if test is None else test} if whole else {}),
     }
-    source = _Source.of(name, tables, image_size)
-    rows = carve(_labels(tables["train"]), source.classes, shares, seed)
+    source = _Source.of(name, tables, image_size, resize)
+    given = _normalisation(mean, std, source.channels)
+    rows = carve(labels_of(tables["train"]), source.classes, shares, seed)
     if not whole:
         rows["test"] = np.arange(len(tables["train"]), len(source.table), dtype=np.int64)
     named = f"{Path(name).name}@{_fingerprint(source.table)}"
     splits = source.splits(named, rows, rows)
-    mean, std = _moments(splits["train"], seed)
-    return source.data(splits, mean, std)
+    return source.data(splits, *(given or _moments(splits["train"], seed)))
 
 
-def reload_data(name: str, carving: Carving, *, image_size: int | None = None) -> Data:
+def reload_data(name: str, carving: Carving, *, image_size: int | None = None, resize: int | None = None) -> Data:
     """The data of a run again: the very splits that were carved then, wherever in the source their images lie now.
 
     Every image is read, and compared by what is stored: the bytes of its file or cell, and the name of its class. None
@@ -210,8 +226,8 @@ def reload_data(name: str, carving: Carving, *, image_size: int | None = None) -
     Raises:
         InputError: the source holds other images than it did, or what `load_data` raises.
     """
-    source = _Source.of(name, _read(name), image_size)
-    places = carving.places(_digests(source.table, source.classes), name)
+    source = _Source.of(name, read_tables(name), image_size, resize)
+    places = carving.places(digests(source.table, source.classes), name)
     return source.data(source.splits(carving.source, carving.rows, places), carving.mean, carving.std)
 
 
@@ -224,14 +240,16 @@ class _Source:
     classes: tuple[str, ...]
     channels: int
     image_size: int
-    resize: bool
+    resize: int | None
 
     @classmethod
-    def of(cls, name: str, tables: dict[str, datasets.Dataset], image_size: int | None) -> Self:
-        classes = _classes(tables, name)
+    def of(cls, name: str, tables: dict[str, datasets.Dataset], image_size: int | None, resize: int | None) -> Self:
+        if resize is not None and (image_size is None or resize < image_size):
+            raise InputError(f"resize={resize}, image_size={image_size}: give the pixels to cut out, at most as many")
+        classes = classes_of(tables, name)
         size = _square(tables["train"][0]["image"], name) if image_size is None else image_size
         table = datasets.concatenate_datasets(list(tables.values()))  # a source has one kind of label in all its tables
-        return cls(name, table, classes, 1 if name == "digits" else 3, size, image_size is not None)
+        return cls(name, table, classes, 1 if name == "digits" else 3, size, resize or image_size)
 
     def splits(
         self, source: str, rows: Mapping[str, Int64[np.ndarray, " n"]], places: Mapping[str, Int64[np.ndarray, " n"]]
@@ -245,132 +263,29 @@ class _Source:
         return Data(self.name, self.classes, self.channels, self.image_size, mean, std, flip, splits)
 
 
-def _read(name: str) -> dict[str, datasets.Dataset]:
-    """Tables with columns `image` (undecoded) and `label`: `train`, and `test` where the source has one."""
-    if name == "digits":
-        return {"train": _digits()}
-    if not Path(name).is_dir() and (Path(name).is_absolute() or name.startswith((".", "~"))):
-        raise InputError(f"no such folder: {name}; {SOURCES}")
-    try:
-        found = datasets.load_dataset(str(name))
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise InputError(f"cannot read {name} ({reason:.200}); {SOURCES}") from error
-    if len(found) == 1:
-        return {"train": _standard(next(iter(found.values())), name)}
-    judge = next((key for key in ("test", "validation") if key in found), None)
-    if "train" not in found or judge is None:
-        raise InputError(f"{name} has splits {', '.join(found)}: name one train and one test")
-    return {"train": _standard(found["train"], name), "test": _standard(found[judge], name)}
-
-
-def _digits() -> datasets.Dataset:
-    images, labels = load_digits(return_X_y=True)
-    images = np.rint(images * (255 / 16)).astype(np.uint8)
-    cells = [{"bytes": b"P5 8 8 255\n" + image.tobytes(), "path": None} for image in images]  # no encoder's choice
-    features = datasets.Features(
-        image=datasets.Image(), label=datasets.ClassLabel(names=[str(digit) for digit in range(10)])
-    )
-    table = datasets.Dataset.from_dict({"image": cells, "label": labels}, features=features)
-    return _standard(table, "digits")
-
-
-def _standard(table: datasets.Dataset, name: str) -> datasets.Dataset:
-    columns = table.column_names
-    image = next((column for column in IMAGE_COLUMNS if column in columns), None)
-    label = next((column for column in LABEL_COLUMNS if column in columns), None)
-    if image is None or label is None:
-        missing, wanted = ("image", IMAGE_COLUMNS) if image is None else ("label", LABEL_COLUMNS)
-        raise InputError(f"{name} has columns {', '.join(columns)}: name the {missing} column {' or '.join(wanted)}")
-    if len(table) == 0:
-        raise InputError(f"{name} has a split without rows; {SOURCES}")
-    table = table.select_columns([image, label])
-    table = table.rename_columns({old: new for old, new in ((image, "image"), (label, "label")) if old != new})
-    try:
-        return table.cast_column("image", datasets.Image(decode=False))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name}: column {image} holds no images; store encoded files in it") from error
-
-
-def _classes(tables: dict[str, datasets.Dataset], name: str) -> tuple[str, ...]:
-    """Class names; where the source has none, the labels of its train split are 0..C-1."""
-    feature = tables["train"].features["label"]
-    names = tuple(getattr(feature, "names", None) or ())
-    for key, table in tables.items():
-        labels = _labels(table)
-        if labels.dtype.kind not in "iu":
-            raise InputError(f"{name}: labels of {key} are {feature}, some perhaps missing; give integers")
-        names = names or tuple(str(label) for label in range(labels.max() + 1))
-        if len(bad := np.flatnonzero((labels < 0) | (labels >= len(names)))):
-            label = labels[bad[0]]
-            raise InputError(
-                f"{name}: label {label} in row {bad[0]} of {key} is not in 0..{len(names) - 1}: correct it"
-            )
-    return names
-
-
-def _labels(table: datasets.Dataset) -> Shaped[np.ndarray, " n"]:
-    """As the table holds them, whatever they are."""
-    return np.asarray(table["label"][:])  # sliced: a column itself is read element by element
-
-
-def _cells(table: datasets.Dataset, doing: str) -> Iterator[dict[str, Any]]:
-    """The table's images, undecoded; with a bar on stderr where they take longer than two seconds."""
-    begin, chunk = time.monotonic(), 512  # rows of a table are fast to read in chunks, slow one by one
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(doing, total=len(table), visible=False)
-        for start in range(0, len(table), chunk):
-            yield from table[start : start + chunk]["image"]
-            progress.update(bar, completed=start, visible=time.monotonic() - begin > 2)
-
-
-def _digests(table: datasets.Dataset, classes: tuple[str, ...]) -> Int64[np.ndarray, " n"]:
-    """Hash of each image as it is stored and of the name of its class: XXH3, the same everywhere."""
-    found = np.empty(len(table), dtype=np.uint64)
-    for i, (cell, label) in enumerate(zip(_cells(table, "reading images"), _labels(table), strict=True)):
-        digest = xxh3_64(classes[label].encode() + b"\0")
-        digest.update(_content(cell, f"row {i} of the data"))
-        found[i] = digest.intdigest()
-    return found.view(np.int64)
-
-
-def _content(cell: dict[str, Any], where: str) -> bytes:
-    """The encoded image in a table's cell, or in the file that it names."""
-    try:
-        content: bytes = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
-    except (OSError, TypeError) as error:
-        raise InputError(f"{where} ({cell and cell['path']}): unreadable image; replace or remove it") from error
-    return content
-
-
-def _open(cell: dict[str, Any], where: str, mode: str | None = None) -> Image.Image:
-    """The picture in a table's cell; decoded and converted if a mode is given."""
-    content = _content(cell, where)
-    try:
-        picture = Image.open(io.BytesIO(content))
-        return picture if mode is None else picture.convert(mode)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{where} ({cell['path']}): unreadable image; replace or remove it") from error
+def _normalisation(
+    mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    if mean is None and std is None:
+        return None
+    centre, spread = tuple(mean or ()), tuple(std or ())
+    if not len(centre) == len(spread) == channels or not all(math.isfinite(m) for m in centre) or min(spread) <= 0:
+        raise InputError(f"mean={mean}, std={std}: give {channels} numbers of each, one a channel, std > 0")
+    return centre, spread
 
 
 def _square(cell: dict[str, Any], name: str) -> int:
-    width, height = _open(cell, f"{name} row 0").size
+    width, height = picture(cell, f"{name} row 0", "RGB").size
     if width != height:
         raise InputError(f"{name}: images are {width}x{height}, not square: give image_size")
     return width
 
 
-def _fit(picture: Image.Image, size: int) -> Image.Image:
-    """Shorter side to `size`, then the centre."""
-    return ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
-
-
 def _fingerprint(table: datasets.Dataset) -> str:
     """12 hexadecimal digits of all labels and of at most 1,000 evenly spaced images."""
-    digest = hashlib.sha256(_labels(table).tobytes())
+    digest = hashlib.sha256(labels_of(table).tobytes())
     for row in np.unique(np.linspace(0, len(table) - 1, 1000, dtype=np.int64)):
-        digest.update(_content(table[int(row)]["image"], f"row {row} of the data"))
+        digest.update(stored(table[int(row)]["image"], f"row {row} of the data"))
     return digest.hexdigest()[:12]
 
 

@@ -1,28 +1,26 @@
-"""EarlyExit: what `fit` returns and a user keeps. A network, the family of its rules, and what was promised and seen."""
+"""EarlyExit: what `fit` returns and a user keeps: a network, the family of its rules, what was promised and seen."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_type_hints
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
-from .batch import Inputs, hidden
+from .batch import Inputs
 from .errors import InputError
 from .export.bundle import Bundle, export
-from .files import read_json, write_json
+from .files import rebuilding
 from .inference.clock import Clocked
 from .inference.engine import Answer, Engine
 from .inference.timings import Timings
 from .networks import StagedNetwork, load_network
 from .report import Provenance, write_report
-from .stopping.certify import Certificate, Promise, Shortfall, percent
+from .stopping.certify import Certificate, percent
 from .stopping.evaluate import Evaluation, evaluate
 from .stopping.family import Family
 from .stopping.methods import METHODS, SOLVED
@@ -32,7 +30,16 @@ from .trace import Trace
 
 _FORMAT, _VERSION = "optdepth.early", 1
 _MAKE_IT = "make it with od.fit(...).save(folder)"
-_HEADER, _EXAMPLE, _TIMINGS = "early.json", "example.safetensors", "timings.safetensors"
+_FILE = "early.safetensors"
+_TIMED = "timings."
+_TIMES = {"sizes": 1, "stages": 2, "looks": 2, "gathers": 2}
+"""Arrays of `Timings` and their dimensions."""
+_MADE = {
+    "commands": list[str],
+    "versions": dict[str, str],
+    "seeds": dict[str, int],
+    "training": dict[str, Any],
+}
 
 
 @dataclass(frozen=True)
@@ -183,24 +190,23 @@ class EarlyExit:
         return export(self.network, self.rule, self.example, folder, progress=progress)
 
     def save(self, folder: str | Path) -> None:
-        """Writes all of it into a folder: weights, rule, traces, certificate."""
+        """Writes all of it into a folder: weights, rule, traces, certificate, what was measured. `load` reads it."""
         folder = Path(folder)
         self.network.save(folder / "network")
         self.rule.save(folder / "rule")
         for name, trace in (("fit", self.family.trace), ("certify", self.certify), ("test", self.test)):
             if trace is not None:
                 trace.save(folder / "traces" / f"{name}.safetensors")
-        about = {"format": _FORMAT, "version": _VERSION}
         tensors, form = _flat(self.example)
-        write_tensors(folder / _EXAMPLE, tensors, about)
-        parts = {name: torch.from_numpy(getattr(self.timings, name)) for name in ("sizes", "stages", "looks", "gathers")}
-        write_tensors(folder / _TIMINGS, parts, about)
+        arrays = {f"{_TIMED}{name}": torch.from_numpy(getattr(self.timings, name)) for name in _TIMES}
         promised = None
         if self.certificate is not None:
-            promised = asdict(replace(self.certificate, rule=None))  # type: ignore[arg-type]  # saved beside
-            del promised["rule"]
-        header = {
-            **about,
+            promised = {each.name: getattr(self.certificate, each.name) for each in fields(Certificate)}
+            del promised["rule"]  # saved beside
+            promised |= {name: [asdict(each) for each in promised[name]] for name in ("promises", "short")}
+        about = {
+            "format": _FORMAT,
+            "version": _VERSION,
             "network": self.network.fingerprint(),
             "asked": asdict(self.asked),
             "certificate": promised,
@@ -210,7 +216,7 @@ class EarlyExit:
             "example": form,
             "made": asdict(self.made),
         }
-        write_json(folder / _HEADER, header)
+        write_tensors(folder / _FILE, {**tensors, **arrays}, about)  # last: without it the folder is none
 
 
 def load(folder: str | Path, *, model: nn.Module) -> EarlyExit:
@@ -221,51 +227,51 @@ def load(folder: str | Path, *, model: nn.Module) -> EarlyExit:
 
     Raises:
         InputError: no such folder, damaged files, files of several fits, or another model.
+
+    Example:
+        >>> od.load("sentiment", model=classifier)
+        Traceback (most recent call last):
+        ...
+        optdepth.errors.InputError: no such file: sentiment/early.safetensors; make it with od.fit(...).save(folder)
     """
-    folder = Path(folder)
-    checked = {"format": _FORMAT, "version": _VERSION, "make_it": _MAKE_IT}
-    header = read_json(folder / _HEADER, **checked)  # type: ignore[arg-type]
-    tensors, _ = read_tensors(folder / _EXAMPLE, **checked)  # type: ignore[arg-type]
-    parts, _ = read_tensors(folder / _TIMINGS, **checked)  # type: ignore[arg-type]
-    try:
-        example = _unflat(tensors, header["example"])
-        network = load_network(folder / "network", model=model, example=example)
-        if network.fingerprint() != header["network"]:
-            raise InputError(f"{folder} holds files of two fits; {_MAKE_IT}")
-        traces = {
-            name: Trace.load(folder / "traces" / f"{name}.safetensors")
-            for name in ("fit", "certify", "test")
-            if (folder / "traces" / f"{name}.safetensors").is_file()
-        }
-        rule, promised = Rule.load(folder / "rule"), header["certificate"]
-        rule.check(network.fingerprint(), len(network.exits))
+    folder, again = Path(folder), _MAKE_IT
+    held, about = read_tensors(folder / _FILE, format=_FORMAT, version=_VERSION, make_it=again)
+    times = {name: held.take(f"{_TIMED}{name}", torch.float64, dims) for name, dims in _TIMES.items()}
+    tensors = {name: value for name, value in held.held.items() if not name.startswith(_TIMED)}
+    example = _unflat(tensors, about.take("example", Literal["tensor", "dict", "tuple"]))
+    network = load_network(folder / "network", model=model, example=example)
+    traces = {
+        name: Trace.load(folder / "traces" / f"{name}.safetensors")
+        for name in ("fit", "certify", "test")
+        if name == "fit" or (folder / "traces" / f"{name}.safetensors").is_file()
+    }
+    rule = Rule.load(folder / "rule")
+    of = about.take("network", str)
+    if {network.fingerprint(), rule.origin.network, *(trace.network for trace in traces.values())} != {of}:
+        raise InputError(f"{folder} holds files of two fits; {again}")
+    with rebuilding(folder / _FILE, again):
         certificate = None
-        if promised is not None:
-            told = {
-                "promises": tuple(Promise(**each) for each in promised.pop("promises")),
-                "short": tuple(Shortfall(**each) for each in promised.pop("short")),
-            }
-            certificate = Certificate(rule=rule, **promised, **told)
-        numbers = {name: part.numpy() for name, part in parts.items()}
+        if about.take("certificate", dict[str, Any] | None) is not None:
+            told, of_rule = about.inner("certificate"), get_type_hints(Certificate)
+            kept = {name: told.take(name, kind) for name, kind in of_rule.items() if name != "rule"}
+            certificate = Certificate(rule=rule, **kept)
         return EarlyExit(
             network=network,
             family=METHODS[SOLVED].solve(traces["fit"]),
             rule=rule,
-            asked=Asked(**header["asked"]),
+            asked=about.take("asked", Asked),
             certificate=certificate,
             certify=traces.get("certify"),
             test=traces.get("test"),
-            clock=tuple(Clocked(**row) for row in header["clock"]),
-            timings=Timings(network.fingerprint(), threads=tuple(header["threads"]), **numbers),
-            heads=header["heads"],
+            clock=about.take("clock", tuple[Clocked, ...]),
+            timings=Timings(network.fingerprint(), threads=about.take("threads", tuple[int, ...], least=1), **times),
+            heads=about.take("heads", dict[str, float], least=0, most=1),
             example=example,
-            made=Provenance(**header["made"]),
+            made=Provenance(**{name: about.inner("made").take(name, kind) for name, kind in _MADE.items()}),
         )
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{folder} holds a damaged fit ({error}); {_MAKE_IT}") from None
 
 
-def _flat(example: Inputs) -> tuple[dict[str, Tensor], Any]:
+def _flat(example: Inputs) -> tuple[dict[str, Tensor], Literal["tensor", "dict", "tuple"]]:
     """The tensors of inputs by name, and the form that puts them together again."""
     if isinstance(example, Tensor):
         return {"0": example}, "tensor"
@@ -274,7 +280,7 @@ def _flat(example: Inputs) -> tuple[dict[str, Tensor], Any]:
     return {str(i): value for i, value in enumerate(example)}, "tuple"
 
 
-def _unflat(tensors: Mapping[str, Tensor], form: str) -> Inputs:
+def _unflat(tensors: Mapping[str, Tensor], form: Literal["tensor", "dict", "tuple"]) -> Inputs:
     if form == "tensor":
         return tensors["0"]
     return dict(tensors) if form == "dict" else tuple(tensors[str(i)] for i in range(len(tensors)))

@@ -1,4 +1,4 @@
-"""The one exception a user meets: what is wrong, the value, and the fix, in one line."""
+"""What a user meets when something is wrong: what it is, the value, and the fix, in one line."""
 
 
 class InputError(ValueError):
@@ -12,3 +12,7 @@ class InputError(ValueError):
         ...
         optdepth.errors.InputError: price is -1; it is loss per unit of cost: finite and >= 0
     """
+
+
+class FileError(InputError, OSError):
+    """The system refuses a file or folder: no space is left, or no permission given. What was there before is whole."""

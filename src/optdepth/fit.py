@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .batch import Inputs, hidden, select
+from .costs import flops
 from .early import Asked, EarlyExit
 from .errors import InputError
 from .inference.clock import Clocked, clock
@@ -57,6 +58,7 @@ def fit(
     heads: str = "mlp",
     blocks: str | Sequence[str] | None = None,
     batch: int = 32,
+    costs: Literal["clock", "flops"] = "clock",
     seed: int = 0,
     progress: bool = True,
 ) -> EarlyExit:
@@ -78,7 +80,9 @@ def fit(
         exits, blocks: as in `stage`.
         heads: of the early exits, kinds that read a mean over places; of several, joined by "+", the placement search
             takes at each exit what is worth its cost, one or more or none.
-        batch: size of the batches that will be served; costs are measured at it, on this machine.
+        batch: size of the batches that will be served; the clock is read at it.
+        costs: by the clock of this machine, or by floating point operations, which are the same on every machine but
+            say little of the time: the first half of a network's may take two thirds of its time, or a third.
         seed: of heads, folds and the split of the calibration samples.
 
     Raises:
@@ -88,8 +92,8 @@ def fit(
     Example:
         >>> table = images, labels
         >>> early = od.fit(
-        ...     classifier, train=table, calibration=(more, their_labels), budget=0.9, blocks="blocks", progress=False
-        ... )
+        ...     classifier, train=table, calibration=(more, their_labels), budget=0.9, blocks="blocks",
+        ...     costs="flops", progress=False)
         >>> early(images).logits.shape
         torch.Size([64, 10])
     """
@@ -107,12 +111,12 @@ def fit(
     data["calibration"].enough(asked)
     right = teach(network, data["train"], seed=seed, total=data["train"].batches, progress=progress)
     timings = Timings.measure(network, data["calibration"].rows(batch), sizes=sorted({*_SIZES, batch}))
-    costs = timings.costs(batch).relative()
-    traces = {
-        name: record(network, each, costs) for name, each in data.items() if name != "train"
-    }
+    spent = timings.costs(batch) if costs == "clock" else flops(network, example)
+    traces = {name: record(network, each, spent.relative()) for name, each in data.items() if name != "train"}
     fitting, certifying = _halves(traces["calibration"], asked, seed)
     family = placed(fitting, seed=seed)
+    if "test" in traces:
+        family.check_unseen(traces["test"])
     rule: Rule
     certificate = None
     if asked.lose is not None and certifying is not None:
@@ -184,9 +188,9 @@ class _Data:
         if least > asked.lose:
             takes = test.takes(torch.zeros(1).numpy())
             raise InputError(
-                f"{samples:,} samples, half of calibration=, can show a loss of {percent(round(least, 4))} at the least "
-                f"with {percent(asked.confidence)} confidence; lose={asked.lose:g} takes about {2 * (takes or 0):,} in "
-                "calibration=: give more, or a larger lose="
+                f"{samples:,} samples, half of calibration=, can show a loss of {percent(round(least, 4))} at the "
+                f"least with {percent(asked.confidence)} confidence; lose={asked.lose:g} takes about {2 * (takes or 0):,} "
+                "in calibration=: give more, or a larger lose="
             )
 
 

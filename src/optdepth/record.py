@@ -12,10 +12,10 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from .batch import Inputs, check_finite, hidden, identities, token_identities
+from .batch import Inputs, check_finite, hidden, identities, plain, token_identities
 from .errors import InputError
 from .features import Answers, Memory, Observer, features_of
-from .networks import StagedNetwork
+from .networks import StagedNetwork, served
 from .recall import Windows
 from .splits import Batches
 from .tasks import PADDING, TaskLoss, losses_of
@@ -75,14 +75,14 @@ def record(
         raise InputError("recall pools class distributions, under the 0-1 loss: leave loss= or recall= out")
     if isinstance(batches, Batches) and not source and rows is None:
         source, rows = batches.source, batches.rows
-    training = network.training
-    network.eval()
+    network = served(network)
     device = next(network.parameters()).device
     fingerprint = network.fingerprint()
     threads = ThreadChoice()
     parts: list[Trace] = []
     seen = 0
-    for inputs, targets in batches:
+    for given, targets in batches:
+        inputs = plain(given)
         check_finite(inputs, seen)
         end, inputs = seen + len(targets), tree_map(lambda tensor: tensor.to(device), inputs)
         numbers = np.arange(seen, end) if rows is None else rows[seen:end]
@@ -100,7 +100,6 @@ def record(
             losses = torch.stack([losses_of(loss, answer, targets).double() for answer in found.unbind(1)], dim=1)
             parts.append(Trace.from_answers(found, losses, costs, kind=answers, of_state=of_state, **where))
         seen = end
-    network.train(training)
     if not parts:
         raise InputError("no batches to record: the data are empty")
     trace = Trace.concat(parts)

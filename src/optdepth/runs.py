@@ -9,6 +9,7 @@ evaluation.json      rules judged on the test split report.html      the page to
 
 from __future__ import annotations
 
+import math
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -22,15 +23,19 @@ import torch
 from .carving import Carving
 from .data import Data, load_data, reload_data
 from .errors import InputError
-from .files import read_json, write_json
+from .fields import Fields
+from .files import read_json, write_json, writing
 from .networks import StagedNetwork, load_network
 from .stopping.methods import METHODS
-from .stopping.rule import Rule
+from .stopping.rule import FILE, Rule
+from .stopping.snell import LEAST
 from .trace import Costs, Trace
 
-_FORMAT, _VERSION = "optdepth.run", 2
-_JUDGED, _JUDGED_VERSION = "optdepth.evaluation", 2
+_FORMAT, _VERSION = "optdepth.run", 3
+_JUDGED, _JUDGED_VERSION = "optdepth.evaluation", 3
 SPLITS = ("fit", "certify", "test")
+_LARGEST = 65_536
+"""Pixels of a side that a run may say its images are resized to."""
 CERTIFIED = "certified"
 """Name of the rule that was certified last."""
 _START = "make a run with `optdepth train --out NEW`"
@@ -49,35 +54,51 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """What `run.json` says."""
-        return read_json(self.folder / "run.json", format=_FORMAT, version=_VERSION, make_it=_START)
+        told = read_json(self.folder / "run.json", format=_FORMAT, version=_VERSION, make_it=_START)
+        settings = {"data": told.take("data", str), "seed": told.take("seed", int, least=0)}
+        settings["image_size"] = told.take("image_size", int | None, least=1, most=_LARGEST)
+        return {**settings, "commands": told.take("commands", list[str])}
 
-    def begin(self, data: str, seed: int, image_size: int | None) -> Data:
-        """The data of a new run, whose splits are written down once they could be read; or of the one in the folder.
+    def opened(self, data: str, seed: int, image_size: int | None) -> Data:
+        """The data of a new run, of which nothing is written yet; or of the one in the folder.
 
         Raises:
-            InputError: the folder holds a run on other data, or the data cannot be read, or are not what they were.
+            InputError: it is no folder, or holds a run on other data; the data cannot be read, or are not what they
+                were; or they are too few to solve a rule on.
         """
-        settings = {"format": _FORMAT, "version": _VERSION, "data": data, "seed": seed, "image_size": image_size}
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InputError(f"{self.folder} is a file: give a folder with --out")
+        settings = {"data": data, "seed": seed, "image_size": image_size}
         there = self.settings if (self.folder / "run.json").is_file() else settings
         for key, value in settings.items():
-            if there.get(key) != value:
+            if there[key] != value:
                 raise InputError(
-                    f"{self.folder} holds a run with {key} {there.get(key)!r}, not {value!r}; "
+                    f"{self.folder} holds a run with {key} {there[key]!r}, not {value!r}; "
                     "give another folder with --out, or delete this one"
                 )
         if there is not settings:
             return self.data()
         loaded = load_data(data, seed=seed, image_size=image_size)
-        loaded.carving().save(self.folder / "splits.safetensors")
-        write_json(self.folder / "run.json", settings | {"commands": []})
+        if (fit := len(loaded.splits["fit"])) < LEAST:
+            raise InputError(
+                f"{data} leaves {fit} images to fit a rule on, a fixed share of the train split, and {LEAST} is the "
+                f"least: give {math.ceil(LEAST / fit)} times as many images"
+            )
+        loaded.check_images()
         return loaded
+
+    def begin(self, loaded: Data, seed: int, image_size: int | None) -> None:
+        """Writes down what the run is, and its splits, unless the folder says so already."""
+        if not (self.folder / "run.json").is_file():
+            loaded.carving().save(self.folder / "splits.safetensors")
+            self._write({"data": loaded.name, "seed": seed, "image_size": image_size, "commands": []})
 
     def note(self, command: str) -> None:
         """Adds a command line, once it has succeeded, to those that made this run."""
         settings = self.settings
         if command not in settings["commands"]:
             settings["commands"].append(command)
-            write_json(self.folder / "run.json", settings)
+            self._write(settings)
 
     def carving(self) -> Carving:
         """Which samples each split holds."""
@@ -103,9 +124,10 @@ class Run:
             shutil.rmtree(left, ignore_errors=True)
         for split, trace in traces.items():
             trace.save(beside / f"{split}.safetensors")
-        if there.exists():
-            there.rename(old)
-        beside.rename(there)
+        with writing(there):
+            if there.exists():
+                there.rename(old)
+            beside.rename(there)
         shutil.rmtree(old, ignore_errors=True)
 
     def traces(self) -> dict[str, Trace]:
@@ -139,7 +161,7 @@ class Run:
             InputError: there is none, or one was solved for another network, at other costs, or on other samples than
                 the fit trace has, or what `traces` raises.
         """
-        folders = sorted(path.parent for path in (self.folder / "rules").glob("*/rule.json"))
+        folders = sorted(path.parent for path in (self.folder / "rules").glob(f"*/{FILE}"))
         if not folders:
             raise InputError(f"no rules in {self.folder / 'rules'}; run `optdepth solve {self.folder}` first")
         found = {folder.name.replace("-", " "): Rule.load(folder) for folder in folders}
@@ -153,7 +175,7 @@ class Run:
         about = {"format": _JUDGED, "version": _JUDGED_VERSION, "network": trace.network}
         write_json(self.folder / "evaluation.json", {**about, **result})
 
-    def judged(self, trace: Trace) -> dict[str, Any] | None:
+    def judged(self, trace: Trace) -> Fields | None:
         """What `evaluation.json` says; none where nothing was evaluated.
 
         Raises:
@@ -164,8 +186,8 @@ class Run:
             return None
         judged = read_json(path, format=_JUDGED, version=_JUDGED_VERSION, make_it=again)
         for what, here in (("network", trace.network), ("unit", trace.costs.unit)):
-            if judged.get(what) != here:
-                raise InputError(f"{path} has {what} {judged.get(what)}, the test trace {here}: {again}")
+            if (there := judged.take(what, str)) != here:
+                raise InputError(f"{path} has {what} {there}, the test trace {here}: {again}")
         return judged
 
     def _check(self, name: str, rule: Rule, fit: Trace) -> None:
@@ -175,6 +197,8 @@ class Run:
         again = self._step("certify" if name == CERTIFIED else "solve")
         again += "" if name == CERTIFIED else f"{price} --method {shlex.quote(name)}"
         again += f", or delete {self.folder / 'rules' / name.replace(' ', '-')}"
+        if origin.network != fit.network:
+            raise InputError(f"rule {name!r} names no network, {self.folder} holds {fit.network}: {again}")
         if not _same(origin.costs, fit.costs):
             raise InputError(
                 f"rule {name!r} was solved at costs in {origin.costs.unit}, the traces have them in {fit.costs.unit}, "
@@ -183,6 +207,9 @@ class Run:
         used = origin.fitted_on
         if len(used) and (used.source != samples.source or not np.isin(used.rows, samples.rows).all()):
             raise InputError(f"rule {name!r} was not fitted on the fit split that {self.folder} holds: {again}")
+
+    def _write(self, settings: dict[str, Any]) -> None:
+        write_json(self.folder / "run.json", {"format": _FORMAT, "version": _VERSION, **settings})
 
     def _step(self, command: str) -> str:
         return f"run optdepth {command} {shlex.quote(str(self.folder))}"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .batch import Inputs
 from .errors import InputError
+from .tasks import PADDING
 
 In_co = TypeVar("In_co", bound=Inputs, covariant=True)
 
@@ -80,10 +81,27 @@ class Splits(Protocol):
         """Inputs and targets of a split, in its order, `size` at a time; `Batches` where they should say whence."""
 
 
+def paired(data: Splits, held: Any, targets: Tensor, generator: torch.Generator | None = None) -> tuple[Inputs, Tensor]:
+    """What a network takes, from what a split holds, and the targets that belong to it.
+
+    Targets (n, t, ...) of tokens are cut where the inputs' tokens were: the columns that inputs no longer have, if the
+    targets there are all padding.
+    """
+    inputs = data.inputs(held, generator)
+    if not isinstance(held, dict) or not isinstance(inputs, dict) or "attention_mask" not in held:
+        return inputs, targets
+    before, after = held["attention_mask"].shape, inputs["attention_mask"].shape
+    if targets.shape[:2] == before and bool((targets[:, after[1] :] == PADDING).all()):
+        targets = targets[:, : after[1]]
+    return inputs, targets
+
+
 def carve(
     labels: Int64[np.ndarray, " n"], classes: tuple[str, ...], shares: dict[str, float], seed: int
 ) -> dict[str, Int64[np.ndarray, " m"]]:
     """Sorted row numbers of each share, and of the rest as `train`; stratified by label."""
+    if not 0 <= seed < 1 << 32:
+        raise InputError(f"seed={seed}: give a whole number from 0 to {(1 << 32) - 1}")
     left = 1 - sum(shares.values())
     if left <= 0 or min(shares.values()) <= 0:
         raise InputError(f"shares {shares}: give positive ones that leave something to train on")

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 from .batch import identities
 from .errors import InputError
 from .features import Answers, observe
+from .files import damaged, rebuilding
 from .recall import Windows, checked, every_answer
 from .rewards import discounted, seen_among
 from .samples import Samples
@@ -24,7 +25,7 @@ from .tensor_files import read_tensors, write_tensors
 from .threads import light
 
 Array = np.ndarray
-_FORMAT, _VERSION = "optdepth.trace", 3
+_FORMAT, _VERSION = "optdepth.trace", 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -377,26 +378,25 @@ class Trace:
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Reads what `save` wrote; anything else is refused."""
-        held, about = read_tensors(Path(path), format=_FORMAT, version=_VERSION, make_it="record the trace again")
-        tensors = {name: value.numpy() for name, value in held.items()}
-        try:
-            costs = Costs(tensors["reach"], tensors["look"], tensors["answer"], about["unit"])
-            return cls(
-                losses=tensors["losses"],
-                observations=tensors["observations"],
-                costs=costs,
-                features=tuple(about["features"]),
-                posterior_losses=tensors.get("posterior_losses"),
-                source=about["source"],
-                rows=tensors["rows"],
-                identity=tensors["identity"],
-                network=about["network"],
-                recall=checked(about.get("recall", ()), tensors["losses"].shape[1]),
-                reward=about.get("reward", ""),
-                disagreement=tensors.get("disagreement"),
-            )
-        except KeyError as error:
-            raise InputError(f"{path} lacks {error}; record it again") from None
+        path, again = Path(path), "record the trace again"
+        held, about = read_tensors(path, format=_FORMAT, version=_VERSION, make_it=again)
+        arrays = {name: held.take(name, torch.float64, 1) for name in ("reach", "look", "answer")}
+        parts = {
+            "losses": held.take("losses", torch.float64, 2),
+            "observations": held.take("observations", torch.float32, 3),
+            "features": about.take("features", tuple[str, ...]),
+            "posterior_losses": held.optional("posterior_losses", torch.float64, 2),
+            "rows": held.take("rows", torch.int64, 1),
+            "identity": held.take("identity", torch.int64, 1),
+            "recall": about.take("recall", Windows),
+            "disagreement": held.optional("disagreement", torch.bool, 2),
+            **{name: about.take(name, str) for name in ("source", "network", "reward")},
+        }
+        if not len(parts["rows"]) == len(parts["identity"]) == len(parts["losses"]):
+            sizes = ", ".join(f"{len(parts[name])} {name}" for name in ("losses", "rows", "identity"))
+            raise damaged(path, ValueError(f"it holds {sizes}: one each a sample"), again)
+        with rebuilding(path, again):
+            return cls(costs=Costs(**arrays, unit=about.take("unit", str)), **parts)
 
 
 def _check_shapes(losses: Array, observations: Array, costs: Costs) -> None:

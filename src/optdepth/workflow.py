@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
@@ -17,6 +16,7 @@ from .costs import flops
 from .errors import InputError
 from .export.bundle import Bundle, export
 from .features import frugal_features
+from .files import read_json
 from .inference.clock import Clocked, clock
 from .inference.engine import Engine
 from .inference.timings import latency
@@ -34,7 +34,8 @@ from .stopping.rule import FixedDepth, Origin, Rule
 from .threads import ThreadChoice, said
 from .trace import Trace
 from .training.depth_loss import depth_loss
-from .training.loop import train
+from .training.loop import RECORD, RECORD_FORMAT, RECORD_VERSION, train
+from .training.settings import Epoch, Settings
 
 
 def train_run(
@@ -64,13 +65,14 @@ def train_run(
         How many epochs there were, on how many threads, and the accuracy of each exit on the fit split.
     """
     objective = depth_loss(loss, price)
-    loaded = run.begin(data, seed, image_size)
+    loaded = run.opened(data, seed, image_size)
     names = network["exits"]
     chosen = {**network, "exits": names if names in ("all", "ends", "last") else names.split(",")}
     built = resnet(classes=len(loaded.classes), channels=loaded.channels, seed=seed, **chosen)
     if start is not None:
         transplant(built, load_network(start / "network"))
     costs = flops(built, next(loaded.batches("fit", 1))[0]).relative().paid()
+    run.begin(loaded, seed, image_size)
     history = train(
         built, loaded, loss=objective, costs=costs.tolist(), seed=seed, out=run.folder, progress=progress, **settings
     )
@@ -211,14 +213,22 @@ def _differences(engine: Engine, inputs: Tensor, found: Evaluation) -> int:
     return int((exits != found.stopped_at).sum())
 
 
-def _training(run: Run) -> dict[str, Any]:
+def clocked_of(run: Run, test: Trace) -> list[Clocked]:
+    """What the clock said of the rules on the test split; nothing where they were not timed."""
+    judged = run.judged(test)
+    clocked: list[Clocked] = judged.take("clock", list[Clocked], least=0) if judged else []
+    return clocked
+
+
+def training_of(run: Run) -> dict[str, Any]:
     """How the network was trained, for people."""
-    path = run.folder / "training.json"
+    path = run.folder / RECORD
     if not path.is_file():
         return {}
-    history = json.loads(path.read_text())
-    threads = dict.fromkeys(epoch["threads"] for epoch in history["epochs"])
-    return {**history["settings"], "threads": ", then ".join(map(str, threads))}
+    again = "delete it, and the page says less of the training"
+    history = read_json(path, format=RECORD_FORMAT, version=RECORD_VERSION, make_it=again)
+    threads = dict.fromkeys(epoch.threads for epoch in history.take("epochs", tuple[Epoch, ...]))
+    return {**asdict(history.take("settings", Settings)), "threads": ", then ".join(map(str, threads))}
 
 
 def report_run(run: Run, *, price: float | None, command: str) -> Path:
@@ -235,8 +245,12 @@ def report_run(run: Run, *, price: float | None, command: str) -> Path:
         if solved is None or solved.origin.price is None:
             raise InputError(f"{run.folder} holds no rule {SOLVED!r} to take a price from; solve it, or give --price")
         price = solved.origin.price
+        if price == 0:
+            raise InputError(
+                f"the rule {SOLVED!r} in {run.folder} keeps within its budget at price 0, which is no price for depth: "
+                "solve it for a smaller budget or at a price, or give --price"
+            )
     held = data.splits["test"]
-    judged = run.judged(test)
     settings = run.settings
     path = run.folder / "report.html"
     write_report(
@@ -249,10 +263,13 @@ def report_run(run: Run, *, price: float | None, command: str) -> Path:
         price=price,
         certify=traces["certify"],
         made=Provenance(
-            list(dict.fromkeys([*settings["commands"], command])), versions(), {"run": settings["seed"]}, _training(run)
+            list(dict.fromkeys([*settings["commands"], command])),
+            versions(),
+            {"run": settings["seed"]},
+            training_of(run),
         ),
         images=held.image,
         labels=[data.classes[label] for label in held.labels],
-        clock=[Clocked(**row) for row in judged["clock"]] if judged else [],
+        clock=clocked_of(run, test),
     )
     return path

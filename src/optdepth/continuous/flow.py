@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..batch import hidden
 from ..errors import InputError
+from ..networks.modes import served
 from ..networks.ode import flow_pieces
 from ..networks.staged import StagedNetwork
 from ..stopping.rule import Rule
@@ -76,11 +77,11 @@ class FlowEngine:
     """
 
     def __init__(self, network: StagedNetwork, rule: Rule) -> None:
-        pieces = flow_pieces(network)
+        self.network, device = served(network), next(network.parameters()).device
+        pieces = flow_pieces(self.network)
         rule.check(network.fingerprint(), len(network.exits))
         self.pieces = pieces[: rule.last]  # up to the time at which all stop
-        device = next(network.parameters()).device
-        self.network, self.boundary = network.eval(), Boundary(rule.to(device))
+        self.boundary = Boundary(rule.to(device))
         self._threads = ThreadChoice()
 
     def __call__(self, inputs: Tensor) -> Stopped:

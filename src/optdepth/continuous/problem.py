@@ -66,7 +66,7 @@ class StoppingProblem:
         if math.isinf(self.horizon):
             raise InputError("dates need a finite horizon; give one, or leave the dates out")
         dates = np.asarray(self.dates, dtype=np.float64)
-        if dates.ndim != 1 or len(dates) == 0 or not (np.diff(dates) > 0).all():
+        if dates.ndim != 1 or len(dates) == 0 or not np.isfinite(dates).all() or not (np.diff(dates) > 0).all():
             raise InputError(f"dates {self.dates} must be a list of increasing times")
         if dates[0] < 0 or dates[-1] > self.horizon:
             raise InputError(f"dates from {dates[0]:g} to {dates[-1]:g} are not within [0, {self.horizon:g}]")

@@ -16,24 +16,23 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..batch import Inputs, hidden
 from ..errors import InputError
 from ..files import write_atomically, write_json
 from ..inference.engine import Answer, Engine
+from ..interrupts import interrupts
 from ..networks import StagedNetwork
 from ..networks.signature import Signature
 from ..progress import shown_steps
 from ..stopping.rule import Rule
 from .backend import Backend, backend_of
-from .folder import bundle_folder
+from .folder import bundle_folder, graph_file
 from .inputs import Array, described
 from .parts import Part, parts_of, through
+from .precision import Precision
 from .runtime import FORMAT, MANIFEST, VERSION, Runtime
-
-_RTOL, _ATOL = 1e-3, 1e-4
-"""What graphs may differ by from torch: float32 through tens of layers, summed in another order."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,8 @@ class Bundle:
         takes: the inputs it is served with, such as "float32 (n, 3, 32, 32)".
         graphs: how many.    bytes: of all files.
         samples: on which parity was checked.    difference: largest difference of a logit there.
+        precision: the network's, where that is a half one; else empty.
+        elsewhere: how many of the samples stop where torch in float32 stops them, and not torch in the half precision.
     """
 
     folder: Path
@@ -53,11 +54,14 @@ class Bundle:
     bytes: int
     samples: int
     difference: float
+    precision: str
+    elsewhere: int
 
     def __str__(self) -> str:
+        but = f" but {self.elsewhere}, where {self.precision} rounds" if self.elsewhere else ""
         return (
             f"{self.graphs} graph{'s' * (self.graphs > 1)}, {self.bytes / 1e6:.2f} MB, in {self.folder}, for "
-            f"{self.takes}; the same exits as torch on {self.samples} samples, logits within {self.difference:.1e}"
+            f"{self.takes}; the same exits as torch on {self.samples} samples{but}, logits within {self.difference:.1e}"
         )
 
 
@@ -85,8 +89,8 @@ def export(
 
     Raises:
         InputError: no such backend or a package that it needs, examples that are no such inputs or that the network
-            cannot run, a state that is not all tensors, a type that numpy lacks, a network that torch cannot export, a
-            folder with something else, or graphs that do not agree with torch; no bundle is left.
+            cannot run, a state that is not all tensors, a network that torch cannot export, a folder with something
+            else, or graphs that do not agree with torch; no bundle is left.
     """
     batches, signature = _batches(examples)
     written_by = backend_of(backend)
@@ -95,22 +99,32 @@ def export(
     tensors = [*network.parameters(), *tree_leaves(batches)]
     if {tensor.device.type for tensor in tensors} != {"cpu"}:
         raise InputError("export on the CPU: give network.cpu(), and examples that lie there")
-    if torch.bfloat16 in {tensor.dtype for tensor in tensors}:
-        raise InputError("numpy has no bfloat16, in which graphs would pass on states: give network.float()")
-    engine, folder = Engine(network, rule), Path(folder)
+    engine, folder, precision = Engine(network, rule), Path(folder), Precision(network, batches)
     checks = [part for batch in batches for part in (batch, _rows(batch, slice(1, None)), _rows(batch, slice(1)))]
     expected = [_answered(engine, batch) for batch in checks]
+    batches = [precision.edge(batch) for batch in batches]
     with bundle_folder(folder) as fresh:
-        parts = parts_of(network, rule, batches[0])
+        parts = parts_of(precision.network, rule, batches[0])
         graphs = _write(parts, batches, fresh, written_by, progress)
         arrays = [[tensor.numpy() for tensor in tree_leaves(batch)] for batch in batches]
         takes = described(signature.form, signature.names, arrays)
         write_json(fresh / MANIFEST, _manifest(network, rule, takes, graphs, written_by))
         runtime = Runtime(fresh)
         agreed = zip(shown_steps(checks, "checking graphs", shown=progress), expected, strict=True)
-        difference = max(_difference(parts, runtime, batch, answer) for batch, answer in agreed)
+        check = _Check(parts, runtime, precision, rule)
+        found = [check(batch, answer) for batch, answer in agreed]
     size = sum(path.stat().st_size for path in folder.iterdir())
-    return Bundle(folder, runtime.takes, len(graphs), size, sum(len(hidden(batch)) for batch in batches), difference)
+    whole = found[:: len(checks) // len(batches)]  # of the whole batches: their parts are the same samples again
+    return Bundle(
+        folder,
+        runtime.takes,
+        len(graphs),
+        size,
+        samples=sum(len(hidden(batch)) for batch in batches),
+        difference=max(difference for difference, _ in found),
+        precision=precision.name,
+        elsewhere=sum(elsewhere for _, elsewhere in whole),
+    )
 
 
 def _batches(examples: Inputs | list[Inputs]) -> tuple[list[Inputs], Signature]:
@@ -118,7 +132,7 @@ def _batches(examples: Inputs | list[Inputs]) -> tuple[list[Inputs], Signature]:
     batches = examples if isinstance(examples, list) else [examples]
     if not batches:
         raise InputError("give a batch of examples to export with; got an empty list")
-    signature, spec = Signature.of(batches[0]), tree_flatten(batches[0])[1]
+    signature = Signature.of(batches[0])
     alike = []
     for batch in batches:
         other = Signature.of(batch)
@@ -127,7 +141,7 @@ def _batches(examples: Inputs | list[Inputs]) -> tuple[list[Inputs], Signature]:
                 f"the batches are a {signature.form} of {', '.join(signature.names)} and a {other.form} of "
                 f"{', '.join(other.names)}; a list holds batches of one form, a tuple the tensors of one batch"
             )
-        alike.append(tree_unflatten(signature.flat(batch), spec))
+        alike.append(signature.formed(signature.flat(batch)))
     for name, *tensors in zip(signature.names, *map(tree_leaves, alike), strict=True):
         kinds = sorted({f"{tensor.dtype} of {tensor.dim()} dimensions" for tensor in tensors})
         if len(kinds) > 1:
@@ -143,6 +157,8 @@ def _answered(engine: Engine, batch: Inputs) -> Answer:
     except InputError:
         raise
     except Exception as error:  # whatever the modules raise
+        if interrupts(error):
+            raise
         raise InputError(f"the network cannot run the examples ({_line(error)})") from error
 
 
@@ -160,12 +176,13 @@ def _write(
             content = backend.write(part, tuple(leaf.clone() for leaf in first.given), free, outputs)
         except InputError as error:
             raise InputError(f"torch cannot export the network up to exit {part.exit} ({error})") from error
-        name = f"exit{part.exit}{backend.suffix}"
+        digest = hashlib.sha256(content).hexdigest()
+        name = graph_file(part.exit, digest, backend.suffix)
         write_atomically(folder / name, content)
         about.append(
             {
                 "file": name,
-                "sha256": hashlib.sha256(content).hexdigest(),
+                "sha256": digest,
                 "exit": part.exit,
                 "takes": len(first.given),
                 "carried": len(first.carried),
@@ -202,32 +219,38 @@ def _manifest(
     }
 
 
-def _difference(parts: Sequence[Part], runtime: Runtime, batch: Inputs, answer: Answer) -> float:
-    """The largest difference of a logit, of every graph from its part and of the bundle from the engine.
+class _Check:
+    """Holds a bundle against torch: every graph against its part, and the bundle against the engine."""
 
-    Raises:
-        InputError: they do not agree.
-    """
-    largest = 0.0
-    for graph, passed in zip(runtime.graphs, through(parts, batch), strict=True):
-        answers = graph([leaf.numpy() for leaf in passed.given])[1]
-        largest = max(largest, _apart(f"the graph of exit {graph.exit}", answers, passed.answers))
-    found, exits = runtime(tree_map(lambda tensor: tensor.numpy(), batch)), answer.exit.numpy()
-    if (found.exit != exits).any():
-        i = int(np.flatnonzero(found.exit != exits)[0])
-        raise InputError(
-            f"the bundle stops sample {i} at exit {found.exit[i]}, torch at exit {exits[i]}; not exported. If the "
-            "rule was tuned on that sample, rounding decides there: give samples that it was not solved on"
-        )
-    return max(largest, _apart("the bundle", found.logits, answer.logits))
+    def __init__(self, parts: Sequence[Part], runtime: Runtime, precision: Precision, rule: Rule) -> None:
+        self.parts, self.runtime, self.precision, self.rule = parts, runtime, precision, rule
 
+    def __call__(self, batch: Inputs, answer: Answer) -> tuple[float, int]:
+        """The largest difference of a logit, and how many samples stop where torch in float32 stops them alone.
 
-def _apart(what: str, mine: Array, its: Tensor) -> float:
-    other = its.numpy()
-    if not np.allclose(mine, other, rtol=_RTOL, atol=_ATOL):
-        raise InputError(f"{what} does not agree with torch; not exported")
-    unlike = mine != other  # where both are minus infinity there is nothing to subtract
-    return float(np.abs(mine[unlike] - other[unlike]).max(initial=0.0))
+        Raises:
+            InputError: they do not agree.
+        """
+        given, largest = self.precision.edge(batch), 0.0
+        for graph, passed in zip(self.runtime.graphs, through(self.parts, given), strict=True):
+            answers = graph([leaf.numpy() for leaf in passed.given])[1]
+            largest = max(largest, self._apart(f"the graph of exit {graph.exit}", answers, passed.answers))
+        found, exits = self.runtime(tree_map(lambda tensor: tensor.numpy(), given)), answer.exit.numpy()
+        same = found.exit == exits
+        wide = self.precision.stopped(self.rule, batch)
+        if len(strays := np.flatnonzero(~same if wide is None else ~same & (found.exit != wide))):
+            i = int(strays[0])
+            raise InputError(
+                f"the bundle stops sample {i} at exit {found.exit[i]}, torch at exit {exits[i]}; not exported. If the "
+                "rule was tuned on that sample, rounding decides there: give samples that it was not solved on"
+            )
+        rows = torch.from_numpy(same)
+        return max(largest, self._apart("the bundle", found.logits[same], answer.logits[rows])), int((~same).sum())
+
+    def _apart(self, what: str, mine: Array, its: Tensor) -> float:
+        if (difference := self.precision.alike(mine, its)) is None:
+            raise InputError(f"{what} does not agree with torch; not exported")
+        return difference
 
 
 def _rows(batch: Inputs, rows: slice) -> Inputs:

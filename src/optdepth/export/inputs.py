@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,22 +41,37 @@ class Leaf:
     shape: tuple[int | str, ...]
 
 
+@dataclass(frozen=True)
+class LeafAbout:
+    """One array as a manifest has it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class TakesAbout:
+    """The inputs as a manifest has them."""
+
+    form: Literal["tensor", "tuple", "dict"]
+    leaves: tuple[LeafAbout, ...]
+
+
 class Takes:
-    """The form, names, types and shapes of a bundle's inputs, as its manifest has them; prints as a phrase.
+    """The form, names, types and shapes of a bundle's inputs; prints as a phrase.
 
     Raises:
-        KeyError, TypeError, ValueError: the manifest says no such thing.
+        TypeError, ValueError: the manifest says no such thing.
     """
 
-    def __init__(self, about: dict[str, Any]) -> None:
-        self.form = str(about["form"])
-        self.leaves = [
-            Leaf(str(leaf["name"]), np.dtype(leaf["dtype"]), tuple(leaf["shape"])) for leaf in about["leaves"]
-        ]
-        if self.form not in ("tensor", "tuple", "dict") or not self.leaves:
-            raise ValueError(f"inputs of the form {self.form!r}")
-        if any(not leaf.shape or not all(isinstance(size, int | str) for size in leaf.shape) for leaf in self.leaves):
-            raise ValueError("shapes of inputs that hold no sizes")
+    def __init__(self, about: TakesAbout) -> None:
+        self.form = about.form
+        self.leaves = [Leaf(leaf.name, np.dtype(leaf.dtype), leaf.shape) for leaf in about.leaves]
+        if not self.leaves or any(not leaf.shape or leaf.dtype.kind not in "biuf" for leaf in self.leaves):
+            raise ValueError("inputs that are no arrays of numbers")
+        if self.form == "tensor" and len(self.leaves) > 1:
+            raise ValueError(f"a tensor of {len(self.leaves)} parts")
         each = [
             f"{leaf.name + ' ' if self.form == 'dict' else ''}{leaf.dtype} ({', '.join(map(str, leaf.shape))})"
             for leaf in self.leaves

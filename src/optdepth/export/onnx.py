@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, final
 
 from ..errors import InputError
+from ..interrupts import interrupts
 from .backend import Graph
 from .inputs import Array
 
@@ -40,6 +41,8 @@ class OnnxBackend:
         except InputError:
             raise
         except Exception as error:  # the exporter's errors share no base class
+            if interrupts(error):
+                raise
             # The exporter's own error says how to ask for help; what it came from says what is wrong.
             cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
             raise InputError(_line(cause)) from error
@@ -58,6 +61,8 @@ class OnnxBackend:
         try:
             session = runtime.InferenceSession(content, options, providers=asked)
         except Exception as error:  # onnxruntime's own errors share no base class
+            if interrupts(error):
+                raise
             raise InputError(f"{where} is no graph that this onnxruntime can run ({_line(error)})") from None
         read = {value.name for value in session.get_inputs()}
 

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ..batch import Inputs
 from ..errors import InputError
 from ..inference.legs import Leg, Remembered, legs_of
-from ..networks import StagedNetwork
+from ..networks import StagedNetwork, served
 from ..stopping.rule import Rule
 
 
@@ -62,7 +63,7 @@ def parts_of(network: StagedNetwork, rule: Rule, inputs: Inputs) -> list[Part]:
     """
     parts: list[Part] = []
     leaves, spec = tree_flatten(inputs)
-    for leg in legs_of(network, rule):
+    for leg in legs_of(served(network), rule):
         parts.append(Part(leg, spec).eval())
         leaves, _, _, spec = parts[-1].run(leaves)
     return parts
@@ -70,11 +71,12 @@ def parts_of(network: StagedNetwork, rule: Rule, inputs: Inputs) -> list[Part]:
 
 @dataclass(frozen=True)
 class Passed:
-    """What went into a part and came out of it."""
+    """What went into a part and came out of it; `stops` is None where all do."""
 
     given: tuple[Tensor, ...]
     carried: tuple[Tensor, ...]
     answers: Tensor
+    stops: Bool[Tensor, " n"] | None
 
 
 @torch.inference_mode()
@@ -83,7 +85,7 @@ def through(parts: Sequence[Part], inputs: Inputs) -> list[Passed]:
     passed: list[Passed] = []
     leaves = tree_flatten(inputs)[0]
     for part in parts:
-        carried, answers, _, _ = part.run(leaves)
-        passed.append(Passed(tuple(leaves), tuple(carried), answers))
+        carried, answers, stops, _ = part.run(leaves)
+        passed.append(Passed(tuple(leaves), tuple(carried), answers, stops))
         leaves = carried
     return passed

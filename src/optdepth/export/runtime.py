@@ -14,16 +14,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
-from ..files import read_json
+from ..files import read_json, reading, rebuilding
+from ..interrupts import interrupts
 from .backend import Graph, backend_of
-from .inputs import Array, Inputs, Takes
+from .inputs import Array, Inputs, Takes, TakesAbout
 
-FORMAT, VERSION = "optdepth.bundle", 3
+FORMAT, VERSION = "optdepth.bundle", 4
 MANIFEST = "manifest.json"
 _AGAIN = "export it again"
 
@@ -66,19 +66,17 @@ class Runtime:
     def __init__(
         self, folder: str | Path, *, threads: int | None = None, providers: Sequence[str] | None = None
     ) -> None:
-        folder = Path(folder)
-        manifest = read_json(folder / MANIFEST, format=FORMAT, version=VERSION, make_it=_AGAIN)
-        try:
-            self.manifest, self.unit = manifest, str(manifest["unit"])
-            self._paid = np.asarray(manifest["paid"], dtype=np.float64)
-            self._takes = Takes(manifest["inputs"])
-            load = _loader(str(manifest["backend"]), threads, providers)
-            self.graphs = [_Part(folder, about, load) for about in manifest["graphs"]]
+        path = Path(folder) / MANIFEST
+        manifest = read_json(path, format=FORMAT, version=VERSION, make_it=_AGAIN)
+        self.manifest, self.unit = manifest.held, manifest.take("unit", str)
+        self._paid = np.asarray(manifest.take("paid", list[float], least=0))
+        takes, graphs = manifest.take("inputs", TakesAbout), manifest.take("graphs", list[GraphAbout], least=0)
+        with rebuilding(path, _AGAIN):
+            self._takes = Takes(takes)
+        load = _loader(manifest.take("backend", str), threads, providers)
+        self.graphs = [_Part(Path(folder), about, load) for about in graphs]
+        with rebuilding(path, _AGAIN):
             self._check_graphs()
-        except InputError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{folder / MANIFEST} is damaged ({error!r}); {_AGAIN}") from None
         self.takes = str(self._takes)
 
     def __call__(self, inputs: Inputs) -> RuntimeAnswer:
@@ -137,18 +135,31 @@ def _loader(name: str, threads: int | None, providers: Sequence[str] | None) -> 
     return lambda content, where: backend.load(content, where=where, threads=threads, providers=providers)
 
 
+@dataclass(frozen=True)
+class GraphAbout:
+    """What a manifest says of a graph: its file and that file's checksum, the exit it ends at, how many arrays it takes
+    and hands on, and whether some stop there and others go on.
+    """
+
+    file: str
+    sha256: str
+    exit: int
+    takes: int
+    carried: int
+    stops: bool
+
+
 class _Part:
     """From one exit looked at to the next."""
 
-    def __init__(self, folder: Path, about: dict[str, Any], load: Callable[[bytes, str], Graph]) -> None:
-        self.exit, self.carries, self.last = int(about["exit"]), int(about["carried"]), not about["stops"]
-        self.takes = int(about["takes"])
-        name = str(about["file"])
-        path = folder / name
-        if Path(name).name != name or not path.is_file():
-            raise InputError(f"{folder} lacks its graph {name!r}; {_AGAIN}")
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != about["sha256"]:
+    def __init__(self, folder: Path, about: GraphAbout, load: Callable[[bytes, str], Graph]) -> None:
+        self.exit, self.carries, self.last, self.takes = about.exit, about.carried, not about.stops, about.takes
+        path = folder / about.file
+        if Path(about.file).name != about.file or not path.is_file():
+            raise InputError(f"{folder} lacks its graph {about.file!r:.100}; {_AGAIN}")
+        with reading(path, _AGAIN):
+            content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != about.sha256:
             raise InputError(f"{path} is damaged (its checksum is not the manifest's); {_AGAIN}")
         self._run = load(content, str(path))
 
@@ -157,7 +168,11 @@ class _Part:
         try:
             found = self._run(carried)
         except Exception as error:  # the errors of libraries that serve share no base class
+            if interrupts(error):
+                raise
             raise InputError(f"the graph of exit {self.exit} cannot run on these inputs ({_line(error)})") from None
+        if len(found) != self.carries + (1 if self.last else 2):
+            raise InputError(f"the graph of exit {self.exit} returns {len(found)} arrays, not what the manifest says")
         logits = found[self.carries]
         stops = np.ones(len(logits), dtype=bool) if self.last else found[self.carries + 1]
         return found[: self.carries], logits, stops

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 
 from ..batch import Inputs
@@ -38,6 +40,7 @@ class BudgetedEngine:
         self.engine, self.budget, self.memory = engine, budget, memory
         self._prices = sorted(prices)
         self._position = (len(prices) - 1) / 2
+        self._alone = threading.Lock()
 
     @property
     def price(self) -> float:
@@ -48,6 +51,7 @@ class BudgetedEngine:
         """Answers a batch by the present rule, and corrects the course; reading the cost waits for the device."""
         answer = self.engine(inputs, price=self.price)
         over = float(answer.cost.sum()) / self.budget - len(answer.cost)
-        moved = self._position + _GAIN * len(self._prices) * over / self.memory
-        self._position = min(max(moved, 0.0), len(self._prices) - 1.0)
+        with self._alone:
+            moved = self._position + _GAIN * len(self._prices) * over / self.memory
+            self._position = min(max(moved, 0.0), len(self._prices) - 1.0)
         return answer

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from ..batch import Inputs, hidden
 from ..errors import InputError
-from ..networks import StagedNetwork
+from ..networks import StagedNetwork, served
 from ..progress import shown_steps
 from ..stopping.rule import Rule
 from ..threads import ThreadChoice
@@ -69,7 +69,7 @@ def clock(
     samples = len(hidden(inputs))
     if not batches or min(batches) < 1 or max(batches) > samples:
         raise InputError(f"batch sizes {list(batches)} must lie between 1 and the {samples} inputs there are")
-    network.eval()
+    network = served(network)
     engines = {name: Engine(network, rule, timings=timings) for name, rule in rules.items()}
     rows = []
     for size in batches:

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..batch import Inputs
 from ..errors import InputError
 from ..networks import StagedNetwork
 from ..networks.graph import replaced_forward
+from ..networks.heads import RealTokens
 from ..networks.signature import Stem
 
 
@@ -44,6 +45,10 @@ class _Slot:
         held.keys[self.rows, :, self.length :], held.values[self.rows, :, self.length :] = keys, values
         return held.keys[self.rows], held.values[self.rows]
 
+    def get_seq_length(self, layer: int = 0) -> int:
+        """Columns before this token."""
+        return self.length
+
 
 class _Catch:
     """Stands for the cache in a call of one layer that ends once it has given keys and values.
@@ -62,6 +67,10 @@ class _Catch:
         held.keys[self.rows, :, self.columns], held.values[self.rows, :, self.columns] = keys[:, :, 0], values[:, :, 0]
         raise _Caught
 
+    def get_seq_length(self, layer: int = 0) -> int:
+        """Columns before the newest of the tokens."""
+        return self.length - 1
+
 
 def _grown(cache: Any, n: int, length: int, keys: Tensor, values: Tensor, layer: int) -> Any:
     """What the cache holds of a layer, with so many columns at least."""
@@ -72,33 +81,60 @@ def _grown(cache: Any, n: int, length: int, keys: Tensor, values: Tensor, layer:
 
 
 @dataclass(frozen=True)
+class Form:
+    """How a model calls one of its layers.
+
+    Attributes:
+        rows: of the leaves of the arguments, whether each may have a row a sequence.
+        further: how much a layer returns behind its states, nothing of which a decoder needs; None where it returns the
+            states alone.
+    """
+
+    rows: tuple[bool, ...]
+    further: int | None
+
+
+@dataclass(frozen=True)
 class Call:
     """The model's call of one of its layers, to be made for all sequences, or for some."""
 
-    forward: Callable[..., Tensor]
+    forward: Callable[..., Any]
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
     cache: Any
     length: int
+    form: Form
 
     def whole(self) -> Tensor:
         """As the model makes it."""
-        return self.forward(*self.arguments, **self.keywords)
+        return _states(self.forward(*self.arguments, **self.keywords))
 
     def rows(self, rows: Int[Tensor, " m"]) -> Tensor:
         """For some sequences, as if they were the batch."""
-        n = len(self.arguments[0])
-        slot = _Slot(self.cache, n, self.length, rows)
+        leaves, spec = self.leaves()
+        slot = _Slot(self.cache, len(self.arguments[0]), self.length, rows)
+        narrowed = [
+            slot if leaf is self.cache else leaf[rows] if by_row else leaf
+            for leaf, by_row in zip(leaves, self.by_row(), strict=True)
+        ]
+        arguments, keywords = tree_unflatten(narrowed, spec)
+        return _states(self.forward(*arguments, **keywords))
 
-        def narrowed(leaf: Any) -> Any:
-            if leaf is self.cache:
-                return slot
-            # What has no row a sequence is the same for all, and has one: with several sequences they are told apart.
-            return leaf[rows] if isinstance(leaf, Tensor) and len(leaf) == n else leaf
+    def leaves(self) -> tuple[list[Any], Any]:
+        """What it is called with, flat; the cache is one leaf."""
+        return tree_flatten((self.arguments, self.keywords), is_leaf=lambda leaf: leaf is self.cache)
 
-        given = (self.arguments, self.keywords)
-        arguments, keywords = tree_map(narrowed, given, is_leaf=lambda leaf: leaf is self.cache)
-        return self.forward(*arguments, **keywords)
+    def by_row(self) -> list[bool]:
+        """Whether each leaf has a row a sequence. One that may have need not: positions, say, without padding."""
+        n = self.arguments[0].shape[:1]
+        found = zip(self.leaves()[0], self.form.rows, strict=True)
+        return [may and isinstance(leaf, Tensor) and leaf.shape[:1] == n for leaf, may in found]
+
+
+def _states(returned: Any) -> Tensor:
+    """What a layer returns, or the first of it."""
+    states: Tensor = returned if isinstance(returned, Tensor) else returned[0]
+    return states
 
 
 @dataclass(frozen=True)
@@ -121,20 +157,21 @@ def hand_on(owed: Sequence[Owed]) -> None:
     columns = torch.cat([torch.full_like(one.rows, one.call.length) for one in owed])
     catch = _Catch(cache, n, calls[-1].length + 1, rows, columns)
 
-    def joined(*leaves: Any) -> Any:
+    def joined(by_row: bool, *leaves: Any) -> Any:
         if leaves[0] is cache:
             return catch
-        if not isinstance(leaves[0], Tensor) or len(leaves[0]) not in (1, n):
+        if not isinstance(leaves[0], Tensor) or not (by_row or leaves[0].shape[:1] == (1,)):
             return leaves[0]
         each = [
-            leaf[one.rows] if len(leaf) == n else leaf.expand(len(one.rows), *leaf.shape[1:])
+            leaf[one.rows] if by_row else leaf.expand(len(one.rows), *leaf.shape[1:])
             for leaf, one in zip(leaves, owed, strict=True)
         ]
         # What has another shape at every token is the mask, which no layer reads before it has keys and values.
         return torch.cat(each) if len({part.shape[1:] for part in each}) == 1 else None
 
-    given = [(call.arguments, call.keywords) for call in calls]
-    arguments, keywords = tree_map(joined, *given, is_leaf=lambda leaf: leaf is cache)
+    spec = calls[0].leaves()[1]
+    flat = zip(calls[0].by_row(), *(call.leaves()[0] for call in calls), strict=True)
+    arguments, keywords = tree_unflatten([joined(*leaves) for leaves in flat], spec)
     try:
         forward(*arguments, **keywords)
     except _Caught:
@@ -166,14 +203,47 @@ class DecoderLayers:
         self.modules = list(layers)
         exits = {name: k for k, (_, _, name) in enumerate(places)}
         self.exit_behind = [exits.get(str(i)) for i in range(len(layers))]
-        self.bare = self._forms()
+        self.bare = self._bare()
+        self.forms = self._forms()
 
     def inputs(self, tokens: Int[Tensor, "n t"]) -> Inputs:
         """What the network takes: these tokens, none of them padding."""
         return {name: tokens if name == "input_ids" else torch.ones_like(tokens) for name in self.names}
 
     @torch.inference_mode()
-    def _forms(self) -> list[bool]:
+    def _forms(self) -> list[Form]:
+        """How each layer is called. Two padded batches tell what has a row a sequence."""
+        met: list[list[tuple[list[Any], Any]]] = [[] for _ in self.modules]
+
+        def watched(i: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+            def watch(*arguments: Any, **keywords: Any) -> Any:
+                returned = forward(*arguments, **keywords)
+                leaves, _ = tree_flatten((arguments, keywords), is_leaf=lambda leaf: leaf is self._cache)
+                met[i].append((leaves, returned))
+                return returned
+
+            return watch
+
+        device = next(self.network.parameters()).device
+        with ExitStack() as undo:
+            for i, module in enumerate(self.modules):
+                undo.enter_context(replaced_forward(module, watched(i, module.forward)))
+            for n in (2, 3):
+                tokens = torch.zeros(n, 2, dtype=torch.long, device=device)
+                mask = torch.ones_like(tokens)
+                mask[0, 0] = 0  # without padding some models make no mask
+                self.run(tokens, mask, self.cache())
+        forms = []
+        for (two, returned), (three, _) in met:
+            sizes = [
+                [leaf.shape[:1] for leaf in pair if isinstance(leaf, Tensor)] for pair in zip(two, three, strict=True)
+            ]
+            rows = tuple(found == [(2,), (3,)] for found in sizes)
+            forms.append(Form(rows, None if isinstance(returned, Tensor) else len(returned) - 1))
+        return forms
+
+    @torch.inference_mode()
+    def _bare(self) -> list[bool]:
         """Whether the state at each exit is the hidden states alone."""
         device = next(self.network.parameters()).device
         state = self.network.start(self.inputs(torch.zeros(1, 2, dtype=torch.long, device=device)))
@@ -184,8 +254,12 @@ class DecoderLayers:
         return bare
 
     def head(self, k: int, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n t V"]:
-        """The logits of exit k. A head reads the hidden states alone, whatever else the state holds."""
-        return self.network.answer(x if self.bare[k] else (x,), k)
+        """The logits of exit k. A head reads the hidden states alone, whatever else the state holds: no token that is
+        written is padding.
+        """
+        head = self.network.heads[k]
+        logits: Tensor = (head.head if isinstance(head, RealTokens) else head)(x if self.bare[k] else (x,))
+        return logits
 
     @staticmethod
     def cache() -> Any:
@@ -211,8 +285,11 @@ class DecoderLayers:
                 undo.enter_context(replaced_forward(module, self._stand_in(i, module.forward, way)))
             yield
 
-    def _stand_in(self, i: int, forward: Callable[..., Tensor], way: Way) -> Callable[..., Tensor]:
-        def stand_in(x: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
-            return way(i, x, Call(forward, (x, *arguments), keywords, self._cache, self._length))
+    def _stand_in(self, i: int, forward: Callable[..., Any], way: Way) -> Callable[..., Any]:
+        form = self.forms[i]
+
+        def stand_in(x: Tensor, *arguments: Any, **keywords: Any) -> Any:
+            states = way(i, x, Call(forward, (x, *arguments), keywords, self._cache, self._length, form))
+            return states if form.further is None else (states, *[None] * form.further)
 
         return stand_in

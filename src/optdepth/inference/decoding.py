@@ -9,28 +9,32 @@ then makes those of all tokens that it owes in one call.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
-from torch.utils.flop_counter import FlopCounterMode
 
-from ..batch import State, hidden, select
+from ..batch import State, hidden, overflown, select
 from ..errors import InputError
 from ..features import Memory
 from ..networks import StagedNetwork
+from ..networks.modes import served_together
+from ..networks.work import counted
 from ..stopping.evaluate import Evaluation
 from ..stopping.rule import Rule
 from ..threads import ThreadChoice, about, light
 from ..trace import Costs
 from .decoder_layers import Call, DecoderLayers, Owed, hand_on
+from .ending import Decode, Ending
 from .look import Look
+from .prompts import checked_pick, checked_prompt, vocabulary_of
+from .unfit import explained
 
 Pick = Callable[[Tensor], Tensor]
 """Logits (n, V) -> the next token of each sequence, (n,)."""
@@ -44,7 +48,7 @@ class Text:
     """What a decoder wrote.
 
     Attributes:
-        tokens: (n, t) new tokens; behind its `end` token a sequence repeats it.
+        tokens: (n, t) new tokens; behind the one that ends it a sequence repeats it.
         exit: (n, t) exit each was decided at, 0-based; -1 behind the end.
         cost: (n, t) what each cost, in `unit`; 0 behind the end.
     """
@@ -67,7 +71,8 @@ class Decoder:
 
     The prompt but for its last token runs at full depth. Every further token stops where the rule says, each by itself:
     in a batch, sequences whose token has stopped leave the layers above to the others, but for their keys and values.
-    Prompts and tokens run on as many threads as pay for them, or on the user's own number (`threads.py`).
+    Prompts and tokens run on as many threads as pay for them, or on the user's own number (`threads.py`). It writes as
+    the model does in evaluation mode, whatever mode that is put into; model and network are left as they are.
 
     Args:
         model: a causal language model of transformers, in whose decoder layers keys and values go through a cache.
@@ -95,14 +100,17 @@ class Decoder:
         rule.check(network.fingerprint(), len(network.exits))
         if rule.origin.recall:
             raise InputError("the rule answers by recall, which a decoder does not: solve one on a trace without")
-        self.layers = DecoderLayers(model, network)
-        self.network, device = network.eval(), next(network.parameters()).device
+        # Copies without weights: layers get stand-ins while text is written, of which nobody else must know.
+        inner, self.network = served_together(model, network)
+        self.layers, device = DecoderLayers(inner, self.network), next(network.parameters()).device
+        self.vocabulary = vocabulary_of(inner)
         self.rule = rule.to(device)
         self.look = Look(self.rule)
         self._threads = ThreadChoice()
         self.unit = rule.origin.costs.unit
         self.last = rule.last
         self.paid = torch.from_numpy(rule.origin.costs.paid(rule.looks)).to(device)
+        self._alone, self._writer = threading.Lock(), 0
 
     @torch.inference_mode()
     def generate(
@@ -110,30 +118,56 @@ class Decoder:
         prompt: Int[Tensor, "n p"],
         tokens: int,
         *,
-        mask: Int[Tensor, "n p"] | None = None,
-        end: int | None = None,
+        mask: Int[Tensor, "n p"] | Bool[Tensor, "n p"] | None = None,
+        end: int | Sequence[int] | None = None,
+        stop: str | Sequence[str] = (),
+        decode: Decode | None = None,
         pick: Pick | None = None,
     ) -> Text:
-        """Writes so many tokens behind each prompt.
+        """Writes so many tokens behind each prompt. Threads that share a decoder take turns.
 
         Args:
             prompt: token numbers, at least one a sequence; shorter ones are padded on the left.
             tokens: how many to write, at most.
             mask: 1 where the prompt is no padding; all of it when not given.
-            end: the token that ends a sequence; the others go on without it, and all stop when all have ended.
+            end: the token that ends a sequence, or several of which each does, as a model's
+                `generation_config.eos_token_id` has them; the others go on without it, and all stop when all have
+                ended.
+            stop: strings that end a sequence too: with the token after which one of them is in the text written.
+            decode: token numbers to text, such as a tokenizer's `decode`; `stop` needs it.
             pick: logits (n, V) to tokens (n,); the most likely one when not given. Draw with a generator of your own
                 to sample.
 
         Raises:
-            InputError: an empty prompt, no tokens asked for, or padding that is not on the left.
+            InputError: a prompt or mask that is none, no tokens asked for, padding that is not on the left, tokens that
+                the model does not know, more than it has positions for, answers with NaN, or what `pick` returns.
         """
-        if prompt.ndim != 2 or 0 in prompt.shape or tokens < 1:
-            given = f"a prompt of shape {tuple(prompt.shape)} and {tokens} tokens to write"
-            raise InputError(f"{given}: give (n, p) token numbers, p and tokens from 1 on")
-        if mask is not None and (mask.shape != prompt.shape or not mask[:, -1].all() or (mask.diff(dim=1) < 0).any()):
-            raise InputError("mask must have the prompt's shape, with padding (0) on the left and ones behind it")
+        prompt, mask = checked_prompt(prompt, mask, self.vocabulary)
+        if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+            raise InputError(f"{tokens!r} tokens to write: give a whole number from 1 on")
+        ending = Ending(end, stop, decode, self.vocabulary)
+        # The prompt's tokens are known by now: only the length can be more than the model has positions for.
+        longest = prompt.new_zeros(len(prompt), prompt.shape[1] + tokens)
+        with self._turn(), explained(self.network, self._pass, longest):
+            return self._written(prompt, tokens, mask, ending, pick)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One text at a time: the cache and what layers owe are those of one."""
+        if self._writer == threading.get_ident():
+            raise InputError("pick= or decode= calls the decoder that is waiting for it: give it a decoder of its own")
+        with self._alone:
+            self._writer = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._writer = 0
+
+    def _written(
+        self, prompt: Int[Tensor, "n p"], tokens: int, mask: Tensor | None, ending: Ending, pick: Pick | None
+    ) -> Text:
         n = len(prompt)
-        written = prompt.new_full((n, tokens), -1 if end is None else end)
+        written = prompt.new_zeros(n, tokens)
         exit = torch.full((n, tokens), -1, device=prompt.device)
         rows = torch.arange(n, device=prompt.device)
         cache = self.layers.cache()
@@ -149,12 +183,11 @@ class Decoder:
             for t in range(tokens):
                 token = _Token(len(rows), prompt.device)
                 self.layers.run(newest, mask, cache)
-                assert token.logits is not None
-                newest = (_greedy if pick is None else pick)(token.logits)[:, None]
-                written[rows, t], exit[rows, t] = newest[:, 0], token.exit
+                newest = self._picked(token.answered(rows), pick)[:, None]
+                written[rows, t:], exit[rows, t] = newest, token.exit  # behind its end a sequence repeats it
                 mask = None if mask is None else torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-                if end is not None and (newest == end).any():
-                    going = (newest[:, 0] != end).nonzero()[:, 0]
+                going = ending.going(written[rows, : t + 1])
+                if going is not None:
                     if not len(going):
                         break
                     for waiting in owed:
@@ -163,6 +196,12 @@ class Decoder:
                     cache.batch_select_indices(going)
         cost = torch.where(exit >= 0, self.paid[exit], 0.0)
         return Text(written, exit, cost, self.unit)
+
+    def _picked(self, logits: Float[Tensor, "n V"], pick: Pick | None) -> Int[Tensor, " n"]:
+        """The next token of each sequence, checked where the caller picks it."""
+        if pick is None:
+            return logits.argmax(-1)
+        return checked_pick(pick(logits), len(logits), self.vocabulary)
 
     def _along(self, text: Int[Tensor, "n t"]) -> AbstractContextManager[int]:
         """Runs a block on as many threads as pay for many tokens at once; few of them are enough to tell."""
@@ -217,10 +256,11 @@ class Decoder:
         Returns:
             One sample a token from the prompt's last to the last but one, sequence after sequence; the loss is 0-1.
         """
+        text, _ = checked_prompt(text, None, self.vocabulary, "the text")
         length = text.shape[1]
         if not 1 <= prompt < length:
             raise InputError(f"prompt={prompt} of {length} tokens: give 1 to {length - 1}")
-        with self._along(text):
+        with self._turn(), explained(self.network, self._pass, text), self._along(text):
             return self._followed(text, prompt)
 
     def _followed(self, text: Int[Tensor, "n t"], prompt: int) -> Evaluation:
@@ -266,35 +306,30 @@ def token_flops(model: nn.Module, network: StagedNetwork, prompt: Int[Tensor, "n
         model, network: as for `Decoder`.
         prompt: token numbers, two at least a sequence; attention is to as many tokens.
     """
-    if prompt.ndim != 2 or prompt.shape[1] < 2:
+    inner, network = served_together(model, network)
+    layers = DecoderLayers(inner, network)
+    prompt, _ = checked_prompt(prompt, None, vocabulary_of(inner))
+    if prompt.shape[1] < 2:
         raise InputError(f"a prompt of shape {tuple(prompt.shape)}: give (n, p) token numbers with p of 2 or more")
-    layers = DecoderLayers(model, network)
     full, handed, heads = [], [], np.zeros(len(network.exits))
-
-    def counted(work: Callable[[], Any]) -> tuple[float, Any]:
-        with FlopCounterMode(display=False) as counter:
-            result = work()
-        return counter.get_total_flops() / len(prompt), result
 
     def run(i: int, x: Tensor, call: Call) -> Tensor:
         work, new = counted(call.whole)
-        full.append(work)
+        full.append(work / len(prompt))
         if (k := layers.exit_behind[i]) is not None:
-            heads[k] = counted(lambda: layers.head(k, new))[0]
+            heads[k] = counted(lambda: layers.head(k, new))[0] / len(prompt)
         return new
 
     def skip(i: int, x: Tensor, call: Call) -> Tensor:
-        handed.append(counted(lambda: hand_on([Owed(call, torch.arange(len(x), device=x.device))]))[0])
+        work, _ = counted(lambda: hand_on([Owed(call, torch.arange(len(x), device=x.device))]))
+        handed.append(work / len(prompt))
         return x
 
-    training = network.training
-    network.eval()
     for way in (run, skip):
         cache = layers.cache()
         layers.run(prompt[:, :-1], None, cache)
         with layers.standing_in(way):
             layers.run(prompt[:, -1:], None, cache)
-    network.train(training)
     behind = [i for i, k in enumerate(layers.exit_behind) if k is not None]
     return Costs.of([sum(full[: i + 1]) for i in behind], heads, [sum(handed[i + 1 :]) for i in behind], "FLOPs")
 
@@ -317,6 +352,23 @@ class _Token:
         self.logits: Tensor | None = None
         self.before: Tensor | None = None
         self.memory: Memory = {}
+
+    def answered(self, rows: Int[Tensor, " n"]) -> Float[Tensor, "n V"]:
+        """The logits that all stopped with.
+
+        Args:
+            rows: their numbers among all sequences.
+
+        Raises:
+            InputError: NaN or infinity among them.
+        """
+        assert self.logits is not None
+        if (bad := overflown(self.logits)) is not None:
+            raise InputError(
+                f"sequence {int(rows[bad])} is answered with NaN or infinity: the model overflows in "
+                f"{str(self.logits.dtype).removeprefix('torch.')}; run it in bfloat16 or float32"
+            )
+        return self.logits
 
     def settle(self, k: int, logits: Float[Tensor, "m V"], stops: Bool[Tensor, " m"]) -> None:
         """Of the rows that go on, some stop at exit k."""
@@ -342,7 +394,3 @@ def _handed_on(before: State, after: State, going: Tensor) -> State:
         return torch.where(going, after, hidden(before))
     leaves, spec = tree_flatten(after)
     return tree_unflatten([torch.where(going, leaves[0], hidden(before)), *leaves[1:]], spec)
-
-
-def _greedy(logits: Float[Tensor, "n V"]) -> Int[Tensor, " n"]:
-    return logits.argmax(-1)

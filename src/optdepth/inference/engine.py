@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -15,15 +16,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from ..batch import Inputs, State, check_finite, hidden, now, select
+from ..batch import Inputs, State, check_answers, check_batch, check_finite, hidden, now, plain, select
 from ..errors import InputError
-from ..networks import StagedNetwork
+from ..networks import StagedNetwork, served
 from ..stopping.rule import Rule
 from ..threads import ThreadChoice, about, chosen
 from .compiled import CompiledLeg, compiled
 from .legs import Leg, Remembered, legs_of
 from .running_batch import RunningBatch
 from .timings import Timings
+from .unfit import explained
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +56,8 @@ class Engine:
     At every exit the rule looks at, the samples that stop are answered and the survivors are gathered, so that
     the layers behind run on survivors alone, and on none when all have stopped. One number, how many stop, goes to
     Python at each of those exits (on a GPU that is its one synchronisation a look, and the check of the inputs is one
-    more a call); nothing is done sample by sample. The network is put into evaluation mode.
+    more a call); nothing is done sample by sample. It answers as the network does in evaluation mode, whatever mode
+    that is put into before or afterwards; the network itself is left as it is, and any number of threads may call.
 
     On a CPU a batch runs on as many threads as pay for batches of about its size, or on the user's own number
     (`threads.py`). With `timings` that is known; else the first batch of a size is tried on several, which takes half a
@@ -101,11 +104,11 @@ class Engine:
             raise InputError(f"sizes {list(sizes)} must rise from 1 on, such as 1, 8, 64")
         if compile and sizes is None:
             raise InputError("compile=True needs sizes=, the batch sizes to compile for, such as sizes=(1, 8, 64)")
-        self.network, self.rule = network.eval(), rules[0]
+        self.network, self.rule = served(network), rules[0]
         self.sizes = None if sizes is None else tuple(sizes)
         self.timings, self.compiled = timings, compile
         self._threads = ThreadChoice()
-        plans = [Plan(network, each, None if not compile else len(sizes or ())) for each in rules]
+        plans = [Plan(self.network, each, None if not compile else len(sizes or ())) for each in rules]
         self._plans = {each.origin.price: plan for each, plan in zip(rules, plans, strict=True)}
         if len(self._plans) < len(rules):
             raise InputError(f"{len(rules)} rules at {len(self._plans)} prices: give one rule a price")
@@ -123,14 +126,25 @@ class Engine:
                 only where the rule looks. There is no time to try threads: it is one until another call has.
 
         Raises:
-            InputError: no samples, NaN or infinity, or a price that no rule was solved at.
+            InputError: no samples, NaN or infinity in them or in their answers, inputs that are no batch of tensors or
+                that the network cannot run, a deadline that is NaN, or a price that no rule was solved at.
         """
+        if deadline is not None and math.isnan(deadline):
+            raise InputError("deadline is NaN; give milliseconds from now, or none")
         end = None if deadline is None else time.perf_counter() + deadline / 1e3
-        samples = len(hidden(inputs))
-        if samples == 0:
+        inputs = plain(inputs)
+        if check_batch(inputs) == 0:
             raise InputError("an empty batch has no answers")
         plan = self.plan(price)
         check_finite(inputs)
+        with explained(self.network, self.network.full, inputs):
+            answer = self._answer(inputs, plan, end)
+        check_answers(answer.logits, inputs=inputs)
+        return answer
+
+    def _answer(self, inputs: Inputs, plan: Plan, end: float | None) -> Answer:
+        """In as many pieces as is best."""
+        samples = len(hidden(inputs))
         most = self._most(samples, plan, end)
         if samples <= most:
             return self._serve(inputs, plan, end)
@@ -141,12 +155,19 @@ class Engine:
         """Tries threads, and runs every leg once, for each of the engine's sizes, which is what compiling them takes.
 
         Args:
-            example: inputs like those to come; repeated to fill the sizes.
+            example: inputs like those to come; repeated to fill the sizes. Where their lengths differ and legs are
+                compiled, call it with two: what is compiled for the second is for any.
+
+        Raises:
+            InputError: no batch of tensors, or one that the network cannot run.
         """
+        example = plain(example)
+        check_batch(example)
         rows = hidden(example)
         for size in self.sizes or (len(rows),):
             inputs = select(example, torch.arange(size, device=rows.device) % len(rows))
-            with torch.inference_mode(), self.threads(size, inputs, self.plan()):
+            failing = explained(self.network, self.network.full, inputs)
+            with torch.inference_mode(), failing, self.threads(size, inputs, self.plan()):
                 # Compiled code tells a caller's tensor from one made in here, as a batch filled up to a size is.
                 for given in (inputs, tree_map(torch.clone, inputs)):
                     for plan in self._plans.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,7 +41,8 @@ class Drift:
 class Monitor:
     """Counts what an engine answers: `monitor.add(engine(inputs))`.
 
-    The counts stay on the answers' device until they are read, so watching makes a GPU wait for nothing.
+    The counts stay on the answers' device until they are read, so watching makes a GPU wait for nothing. Any number of
+    threads may add to one monitor.
 
     Args:
         names: of the exits.
@@ -63,6 +65,7 @@ class Monitor:
             raise InputError(f"calibration {shares.tolist()} must be the shares of {len(names)} exits, summing to 1")
         self.names, self.calibration = tuple(names), shares
         self.samples, self.unit = 0, ""
+        self._alone = threading.Lock()
         self._counts = torch.zeros(len(names), dtype=torch.int64)
         self._margins = torch.zeros(_BINS, dtype=torch.int64)
         self._cost: Tensor = torch.zeros((), dtype=torch.float64)
@@ -73,11 +76,14 @@ class Monitor:
         device = answer.exit.device
         first, second = answer.logits.float().softmax(-1).topk(2, dim=-1).values.unbind(-1)
         bins = ((first - second) * _BINS).long().clamp(max=_BINS - 1)
-        self._counts = self._counts.to(device) + torch.bincount(answer.exit, minlength=len(self.names))
-        self._margins = self._margins.to(device) + torch.bincount(bins, minlength=_BINS)
-        self._cost = self._cost.to(device) + answer.cost.sum()
-        self.samples += len(answer.exit)
-        self.unit = answer.unit
+        exits, margins = torch.bincount(answer.exit, minlength=len(self.names)), torch.bincount(bins, minlength=_BINS)
+        cost = answer.cost.sum()
+        with self._alone:
+            self._counts = self._counts.to(device) + exits
+            self._margins = self._margins.to(device) + margins
+            self._cost = self._cost.to(device) + cost
+            self.samples += len(answer.exit)
+            self.unit = answer.unit
 
     @property
     def counts(self) -> Int[np.ndarray, " K"]:
@@ -103,7 +109,8 @@ class Monitor:
         Raises:
             InputError: too few samples to expect five at more than one exit.
         """
-        expected, found = self.calibration * self.samples, self.counts.astype(float)
+        found = self.counts.astype(float)
+        expected = self.calibration * found.sum()
         rare = expected < _EXPECTED
         if rare.any():
             expected = np.append(expected[~rare], expected[rare].sum())
@@ -111,7 +118,7 @@ class Monitor:
         if expected[-1] == 0 and found[-1] == 0:
             expected, found = expected[:-1], found[:-1]
         if len(expected) < 2:
-            raise InputError(f"{self.samples} samples are too few to tell a drift of the exits; add more first")
+            raise InputError(f"{found.sum():.0f} samples are too few to tell a drift of the exits; add more first")
         with np.errstate(divide="ignore"):
             statistic = float((np.square(found - expected) / expected).sum())
         freedom = len(expected) - 1

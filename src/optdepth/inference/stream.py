@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map
 
-from ..batch import Inputs, State, check_finite, hidden, select
+from ..batch import Inputs, State, check_answers, check_finite, hidden, plain, select
 from ..errors import InputError
+from ..interrupts import interrupts
 from .engine import Engine
 from .legs import Remembered
 
@@ -54,6 +55,8 @@ def stream(
     batches although few samples reach them. Samples of unlike form, types or shapes run apart, such as sentences of
     several lengths, which need no padding then. The next sample is drawn only when the one who iterates asks for an
     answer that is not ready: nothing is read ahead, and a slow reader slows the stream down.
+
+    What a signal handler raises, a time limit say, ends the stream and is raised here.
 
     Args:
         samples: one sample each, a tensor (...) or a tuple or dict of such, as the engine takes them less the batch, on
@@ -151,7 +154,7 @@ class _Stream:
                 if isinstance(sample, _End):
                     open_ = False
                     continue
-                self._arrive(sample)
+                self._arrive(plain(sample))
                 yield from self._ready()
                 continue
             if key is None:  # no room for another sample, or none left: the fullest queue, the deepest of those
@@ -217,6 +220,8 @@ class _Stream:
         try:
             self._advance(k, group)
         except Exception as error:
+            if interrupts(error):
+                raise
             rest: _Group | None = group
             if len(group.index) == 1:
                 self._finish([self._failed(group.index[0], group.arrived[0], " ".join(str(error).split()))])
@@ -238,6 +243,7 @@ class _Stream:
         with engine.threads(room, given, self.plan if k == 0 else None):
             state, answers, stops, memory = leg(given, memory)
         assert answers is not None
+        check_answers(answers[:n] if stops is None else answers[:n][stops[:n]])
         if stops is None:
             self._finish(self._answers(group, leg.exit, list(range(n)), answers))
             return

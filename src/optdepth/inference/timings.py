@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..batch import Inputs, State, hidden, now, select
+from ..batch import Inputs, State, hidden, now, plain, select
 from ..errors import InputError
 from ..features import Memory
-from ..networks import StagedNetwork
+from ..networks import StagedNetwork, served
 from ..stopping.gain import GainRule
 from ..stopping.regression import Additive
 from ..stopping.rule import Origin
@@ -102,9 +102,9 @@ class Timings:
             raise InputError(f"sizes {list(sizes)}: give batch sizes that rise from 1 on, such as 1, 4, 16, 64")
         if repeats < 1:
             raise InputError(f"repeats is {repeats}; at least one pass must be timed")
-        training, rows = network.training, hidden(example)
+        example = plain(example)
+        network, rows = served(network), hidden(example)
         look = Look(_stand_in(len(network.exits), features).to(rows.device))
-        network.eval()
         batches = [select(example, torch.arange(size, device=rows.device) % len(rows)) for size in sizes]
         choice, threads = ThreadChoice(), []
         turns: list[list[Float[np.ndarray, "3 K"]]] = []
@@ -114,8 +114,8 @@ class Timings:
                 with torch.inference_mode(), choice.running(f"batches of {size}", batch, network.full) as count:
                     turns[-1].append(_turn(network, batch, look))
                 threads.append(count)
-        network.train(training)
-        stages, looks, gathers = np.median(turns, axis=0).transpose(1, 2, 0)
+        medians = np.median(turns, axis=0).transpose(1, 2, 0)
+        stages, looks, gathers = np.maximum.accumulate(medians, axis=2)  # more samples never take less: that is noise
         held = np.asarray(sizes, dtype=float)
         return cls(network.fingerprint(), held, stages, looks, gathers, tuple(threads[: len(sizes)]))
 
@@ -190,7 +190,7 @@ def latency(
         >>> od.latency(network, images[:8], repeats=1).unit
         'ms a sample at batch 8, ...
     """
-    batch = len(hidden(example))
+    batch = len(hidden(plain(example)))
     return Timings.measure(network, example, features=features, sizes=(batch,), repeats=repeats).costs(batch)
 
 
@@ -268,7 +268,8 @@ def _looks(network: StagedNetwork, inputs: Inputs, look: Look) -> tuple[list[flo
 
 
 def _at(sizes: Sequence[float], values: Sequence[float], rows: int) -> float:
-    """The line through the two sizes nearest to `rows`; in proportion where there is one size alone.
+    """The line through the two sizes nearest to `rows`, in proportion where there is one size alone; never less than in
+    proportion below the sizes measured, where such a line may fall below nothing.
 
     In Python numbers: an engine asks at every exit, and a numpy call costs more than the arithmetic.
     """
@@ -276,4 +277,5 @@ def _at(sizes: Sequence[float], values: Sequence[float], rows: int) -> float:
         return values[0] * rows / sizes[0]
     upper = min(max(bisect_left(sizes, rows), 1), len(sizes) - 1)
     low, high = sizes[upper - 1], sizes[upper]
-    return values[upper - 1] + (values[upper] - values[upper - 1]) * (rows - low) / (high - low)
+    line = values[upper - 1] + (values[upper] - values[upper - 1]) * (rows - low) / (high - low)
+    return line if rows >= low else max(line, values[0] * rows / low)

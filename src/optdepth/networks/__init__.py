@@ -3,6 +3,7 @@
 from .cut import stage
 from .heads import HEADS, HeadKind, Place, Pool, PooledBranch, PooledConv, PooledLinear, PooledMLP, TokenHead, register
 from .looped import looped, unrolled
+from .modes import served
 from .ode import neural_ode
 from .resnet import resnet
 from .staged import Exit, StagedNetwork, load_network
@@ -25,6 +26,7 @@ __all__ = [
     "neural_ode",
     "register",
     "resnet",
+    "served",
     "stage",
     "transplant",
     "unrolled",

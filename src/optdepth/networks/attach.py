@@ -8,12 +8,14 @@ from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ..batch import State, hidden
 from ..errors import InputError
 from .graph import ModelGraph
-from .heads import HeadKind, Place, Pool
-from .parts import Cut, part
+from .heads import HeadKind, Place, Pool, Real, RealTokens
+from .padding import Padding
+from .parts import Cut, batch_first, part
 from .silence import silence
 from .staged import Exit
 
@@ -25,7 +27,7 @@ class Places:
 
     Args:
         layouts: the nodes of the state at each cut.
-        mask: the input that says what is no padding, if there is one.
+        padding: what the inputs say of it.
         states: at each cut, of the example.
         answer: the model's own, of the example.
         work: FLOPs of the model on the example.
@@ -39,13 +41,13 @@ class Places:
         cuts: Sequence[Cut],
         layouts: Sequence[Sequence[fx.Node]],
         *,
-        mask: fx.Node | None,
+        padding: Padding,
         states: Sequence[State],
         answer: Tensor,
         work: float,
         last: nn.Module,
     ) -> None:
-        self.model, self.traced, self.cuts, self.layouts, self.mask = model, traced, cuts, layouts, mask
+        self.model, self.traced, self.cuts, self.layouts, self.padding = model, traced, cuts, layouts, padding
         self.states, self.answer, self.work, self.last = states, answer, work, last
 
     def head(self, k: int, kind: HeadKind) -> nn.Module:
@@ -61,7 +63,8 @@ class Places:
             answer=self.answer,
             end=hidden(self.states[-1]),
             work=self.work,
-            pool=self._pool(k, hidden(state)),
+            dimension=self._dimension(hidden(state)),
+            averages=partial(self._pool, k),
             own=partial(self._own, k),
         )
         made = kind.make(place).to(hidden(state)).eval()
@@ -69,7 +72,13 @@ class Places:
             silence(made, state)
         except InputError as error:
             raise InputError(f"head={kind.name!r} at {place.name}: {error}; {place.instead}") from None
-        return made
+        real = self._real(k) if self._per_token(k) else None
+        return made if real is None else RealTokens(made, real)
+
+    def _per_token(self, k: int) -> bool:
+        """Whether the model answers at every token of the state at exit k."""
+        answer, packed = self.traced.output.meta["val"].shape, batch_first(self.traced, self.cuts[k].hidden)
+        return len(answer) == len(packed) == 3 and statically_known_true(answer[1] == packed[1])
 
     def _own(self, k: int) -> nn.Module:
         """A copy of the model's own head for the state at cut k, which says nothing."""
@@ -89,15 +98,37 @@ class Places:
             raise InputError(f"of the model's own head, {error}") from None
         return made
 
-    def _pool(self, k: int, x: Tensor) -> Pool:
+    def _dimension(self, x: Tensor) -> int:
         """Channels are the dimension whose size most biases and norms of the model have."""
         sizes = [parameter.shape[0] for parameter in self.model.parameters() if parameter.dim() == 1]
         order = [1, *range(x.dim() - 1, 1, -1)] if x.dim() > 3 else range(x.dim() - 1, 0, -1)
         channels = max(order, key=lambda d: sizes.count(x.shape[d]))
-        tokens = x.dim() == 3 and channels == 2 and self.mask in self.layouts[k]
-        if channels == x.dim() - 1:
-            channels = -1
-        return Pool(channels, self.layouts[k].index(self.mask) if tokens else None)
+        return -1 if channels == x.dim() - 1 else channels
+
+    def _pool(self, k: int) -> Pool:
+        """The mean at exit k.
+
+        Raises:
+            InputError: what is padding cannot be told, or is said of another axis than the state's.
+        """
+        x = hidden(self.states[k])
+        channels = self._dimension(x)
+        if x.dim() != 3 or channels != -1:
+            return Pool(channels)
+        real = self._real(k)
+        if real is None and self.padding.masks:
+            mask = self.padding.masks[0][1]
+            raise InputError(
+                f"at {self.cuts[k].name} the states {tuple(x.shape)} do not go by the tokens of {mask!r}, so which of "
+                "them are padding is not known; give mask=None to average over all of them"
+            )
+        return Pool(channels, real)
+
+    def _real(self, k: int) -> Real | None:
+        """Which tokens of the state at exit k are real; None where none is said to be padding."""
+        packed = batch_first(self.traced, self.cuts[k].hidden)
+        mask = self.padding.along(packed[1])
+        return None if mask is None else Real(self.layouts[k].index(mask[0]), mask[1])
 
 
 def _same(a: Any, b: Any) -> bool:

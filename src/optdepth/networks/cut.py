@@ -20,13 +20,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..batch import Inputs, State, hidden, select
+from ..batch import Inputs, State, hidden
 from ..errors import InputError
 from .attach import Places, choose
+from .bare import check_bare
 from .blocks import blocks_of, holders, learned_after, named_blocks, outside, residual_additions, rest_of_block
+from .check import check
 from .graph import ModelGraph, graph_of
 from .heads import HEADS, HeadKind, head_kind
-from .parts import Cut, live, part
+from .modes import in_mode_of
+from .padding import Mask, Padding, padding_of
+from .parts import Cut, live, part, upstream
 from .signature import Signature, Stem, answer_of, evaluation
 from .staged import BUILDERS, Exit, StagedNetwork
 from .work import flops_of
@@ -40,13 +44,14 @@ def stage(
     head: str = "auto",
     blocks: str | Sequence[str] | None = None,
     output: str | int | None = None,
+    mask: Mask = "auto",
     seed: int | None = None,
 ) -> StagedNetwork:
     """The model with exits: it shares the model's modules, and its last exit is the model, bit for bit.
 
     The model is neither copied nor changed; train the network, and the model has been trained. That the last exit
-    equals the model, and that a sample's answer does not depend on the rest of the batch, is checked on the example
-    before the network is returned.
+    equals the model, and that a sample's answer does not depend on the rest of the batch, is checked before the network
+    is returned: on the example, and on others of its samples, lengths and padding.
 
     Args:
         model: torchvision, timm, transformers, or your own: any module that torch.export can follow.
@@ -62,6 +67,9 @@ def stage(
             answers is zero: it says nothing.
         blocks: names of the blocks, or of the container that holds them; found by themselves if not given.
         output: which of several outputs is the answer: a key or a position. By default the only one, or "logits".
+        mask: which input says what is padding, by its key or position, and what it is there: `("attention_mask", 0)`,
+            `(1, True)`. "auto" finds it by what the model does with it; None: nothing is padding. Padding is left out
+            of means, and where every token has an answer, heads answer zero there.
         seed: of the weights of heads that start from random ones: "mlp", "conv", "branch" and "tail".
 
     Returns:
@@ -77,6 +85,7 @@ def stage(
         >>> len(od.stage(model, example=torch.randn(2, 5, 8), exits="all").exits)
         3
     """
+    check_bare(model)
     kind = head_kind(head)
     if kind.draws != (seed is not None):
         drawn = ", ".join(name for name, other in HEADS.items() if other.draws)
@@ -86,11 +95,21 @@ def stage(
     with evaluation(model):
         expected = run(*signature.flat(example))
         traced, before, cuts = _cuts(model, run, signature.flat(example), blocks)
-        network = _network(model, traced, before, cuts, signature, example, expected, kind, seed)
-        network.config = {"family": "staged", "head": head, "blocks": blocks, "output": output, "seed": seed}
+        if blocks is None:
+            cuts = _answering(traced, cuts)
+        padding = padding_of(run, signature, traced.inputs, signature.flat(example), mask)
+        network = _network(model, traced, before, cuts, padding, signature, example, expected, kind, seed)
+        network.config = {
+            "family": "staged",
+            "head": head,
+            "blocks": blocks,
+            "output": output,
+            "mask": mask,
+            "seed": seed,
+        }
         network = network.eval().keep(choose(network.exits, exits))
-        _check(model, network, example, expected)
-    return network.train(model.training)
+        check(type(model).__name__, run, network, signature, traced.inputs, signature.flat(example))
+    return in_mode_of(network, model)
 
 
 def _cuts(
@@ -101,7 +120,7 @@ def _cuts(
         names = named_blocks(model, blocks)
     else:
         plain = graph_of(model, run, tensors, ())
-        additions = residual_additions(plain.graph)
+        additions = residual_additions(plain)
         names = blocks_of(model, additions)
         if not names and additions:
             held = holders(additions)
@@ -126,6 +145,10 @@ def _after_blocks(
     calls = [call for call in traced.calls if call[0] in names and call[2]]
     if missing := [name for name in names if name not in {name for name, *_ in calls}]:
         raise InputError(f"the model does not call its submodule {missing[0]} on the example; name other blocks")
+    needed = upstream(traced.output)
+    calls = [call for call in calls if call[2][0] in needed]
+    if not calls:
+        raise InputError(f"the answer does not come from the submodules {', '.join(names)}; name other blocks")
     cuts: list[Cut] = []
     for name, _, made in calls:
         end = rest_of_block(made[0], traced.owned) if chain else made[0]
@@ -142,11 +165,31 @@ def _after_blocks(
 def _after_additions(traced: ModelGraph) -> tuple[ModelGraph, Cut, list[Cut]]:
     """Cuts after every residual addition, and the activation on it, where no module holds a block."""
     order = {node: i for i, node in enumerate(traced.graph.nodes)}
-    additions = residual_additions(traced.graph)
+    additions = residual_additions(traced)
     ends = [rest_of_block(node, traced.owned) for node in additions]
     origin = next(iter(additions.values()))
     cuts = [Cut(node.name, end, order[end]) for node, end in zip(additions, ends, strict=True)]
     return traced, Cut("", origin, order[origin]), cuts
+
+
+def _answering(traced: ModelGraph, cuts: list[Cut]) -> list[Cut]:
+    """The cuts at which a head could answer as the model does: where it answers otherwise than once a sample, at every
+    token or place say, those whose state has the shape of the last one's.
+
+    Raises:
+        InputError: only the last has.
+    """
+    answer, end = traced.output.meta["val"].shape, cuts[-1].hidden.meta["val"].shape
+    if len(answer) <= 2:
+        return cuts
+    found = [cut for cut in cuts if str(cut.hidden.meta["val"].shape) == str(end)]
+    if len(found) == 1 < len(cuts):
+        raise InputError(
+            f"the model answers {tuple(map(str, answer))}, one for each place, and no state before that of its last "
+            f"block {cuts[-1].name} has the shape {tuple(map(str, end))} that such answers are made from: it cannot "
+            "have early exits"
+        )
+    return found
 
 
 def _network(
@@ -154,6 +197,7 @@ def _network(
     traced: ModelGraph,
     before: Cut,
     cuts: list[Cut],
+    padding: Padding,
     signature: Signature,
     example: Inputs,
     answer: Tensor,
@@ -161,8 +205,7 @@ def _network(
     seed: int | None,
 ) -> StagedNetwork:
     """A network with an exit at every cut."""
-    mask = traced.inputs[signature.names.index("attention_mask")] if "attention_mask" in signature.names else None
-    layouts = [live(traced, cut, () if mask is None else [mask]) for cut in (before, *cuts)]
+    layouts = [live(traced, cut, [mask for mask, *_ in padding.masks]) for cut in (before, *cuts)]
     stem = Stem(part(traced, traced.inputs, layouts[0], first=True), signature, traced.inputs)
     stages = [part(traced, *pair) for pair in itertools.pairwise(layouts)]
     own = part(traced, layouts[-1], [traced.output], last=True)
@@ -178,7 +221,7 @@ def _network(
         states.append(state)
     last, _ = flops_of(own, state)
     places = Places(
-        model, traced, cuts, layouts[1:], mask=mask, states=states, answer=answer, work=trunk + last, last=own
+        model, traced, cuts, layouts[1:], padding=padding, states=states, answer=answer, work=trunk + last, last=own
     )
     heads, exits = [], []
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
@@ -198,31 +241,13 @@ def _versions(state: State) -> list[int]:
     return [tensor._version for tensor in tree_leaves(state)]
 
 
-def _check(model: nn.Module, network: StagedNetwork, example: Inputs, expected: Tensor) -> None:
-    """The last exit is the model, and a sample alone is answered as it is among others."""
-    name = type(model).__name__
-    answer = network.full(example)
-    if not torch.equal(answer, expected):
-        gap = float((answer.float() - expected.float()).abs().max())
-        raise InputError(f"{name} in parts differs from itself by {gap:.3g}; name other blocks with blocks=[...]")
-    last = len(expected) - 1
-    state = select(network.start(example), torch.tensor([last], device=expected.device))
-    for run in network.stages:
-        state = run(state)
-    alone = network.answer(state, len(network.exits) - 1)[0].float()
-    gap = float((alone - expected[last].float()).abs().max() / expected.float().abs().max().clamp_min(1e-12))
-    if not gap <= (1e-3 if expected.dtype in (torch.float32, torch.float64) else 5e-2):
-        raise InputError(
-            f"{name} answers sample {last} of the example otherwise when it is alone (by {gap:.2g} of the largest "
-            "answer): its samples influence each other, so none may leave the batch"
-        )
-
-
 def _again(model: nn.Module | None = None, example: Inputs | None = None, **arguments: Any) -> StagedNetwork:
     if model is None or example is None:
         raise InputError("the network was staged from a model: give load_network that model=, and an example=")
     if (arguments.get("head"), arguments.get("seed")) == ("tail", None):
         raise InputError("the network was saved when head='tail' was what head='own' is now: stage and save it again")
+    if isinstance(arguments.get("mask"), list):
+        arguments["mask"] = tuple(arguments["mask"])  # as JSON has it
     return stage(model, example=example, **arguments)
 
 

@@ -16,18 +16,22 @@ import operator
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._guards import detect_fake_mode
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from ..errors import InputError
+from ..interrupts import interrupts
+from .follow import cannot_follow
+from .writes import Memory, written
 
 _ALONE = threading.Lock()  # the stand-ins are set on the model itself, so one trace at a time
 
@@ -55,13 +59,18 @@ class ModelGraph:
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of a submodule while tracing: its arguments and results, as leaves of pytrees."""
+    """One call of a submodule while tracing: its arguments and results, as leaves of pytrees.
+
+    Attributes:
+        writes: which of its tensors it writes into.
+    """
 
     name: str
     arguments: list[Any]
     arguments_spec: Any
     results: list[Any]
     single: bool
+    writes: list[int]
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -124,12 +133,24 @@ def graph_of(
         except InputError:
             raise
         except Exception as error:  # torch.export raises whatever the model's code and its own passes raise
-            reason = " ".join(str(error).split())
-            raise InputError(
-                f"torch.export cannot follow {type(model).__name__} ({type(error).__name__}: {reason:.240}); "
-                "name its blocks with blocks=[...], so that their insides need not be followed"
-            ) from error
-        return _Graph(model, program, list(_calls)).traced()
+            if interrupts(error):
+                raise
+            raise cannot_follow(model, error, whole) from error
+        traced = _Graph(model, program, list(_calls)).traced()
+    _check_answer(traced)
+    return traced
+
+
+def _check_answer(traced: ModelGraph) -> None:
+    """An answer has a row a sample, and nothing of other samples."""
+    shape, symbol = traced.output.meta["val"].shape, traced.inputs[0].meta["val"].shape[0].node.expr
+    held = [d for d, size in enumerate(shape) if not isinstance(size, int) and symbol in size.node.expr.free_symbols]
+    if held != [0] or shape[0].node.expr != symbol:
+        raise InputError(
+            f"the answer has shape {tuple(map(str, shape))} for a batch of {symbol}, which is not a row a sample: "
+            "where it compares the samples of a batch with each other, say with output= which tensor of the model's "
+            "output is of each sample alone, or stage one tower of it"
+        )
 
 
 def _lengths(tensor: Tensor) -> range:
@@ -169,8 +190,9 @@ def _stand_in(name: str, forward: Callable[..., Any], inside: list[bool]) -> Cal
         if inside[0]:
             return forward(*args, **kwargs)
         inside[0] = True
+        versions = [(tensor, tensor._version) for tensor in tensors_of((args, kwargs))]
         try:
-            with disable_proxy_modes_tracing():
+            with disable_proxy_modes_tracing(), _unseen(args, kwargs):
                 result = forward(*args, **kwargs)
         finally:
             inside[0] = False
@@ -182,12 +204,20 @@ def _stand_in(name: str, forward: Callable[..., Any], inside: list[bool]) -> Cal
                     f"{name} takes or returns a {type(leaf).__name__}, which a graph cannot hold; "
                     "name blocks that pass tensors with blocks=[...]"
                 )
-        call = _Call(name, arguments, arguments_spec, results, isinstance(result, Tensor))
+        writes = [i for i, (tensor, version) in enumerate(versions) if tensor._version != version]
+        call = _Call(name, arguments, arguments_spec, results, isinstance(result, Tensor), writes)
         _calls.append(call)
         fresh = iter(_operator(call.tensors, call.sizes, len(_calls) - 1))
         return tree_unflatten([next(fresh) if isinstance(leaf, Tensor) else leaf for leaf in results], results_spec)
 
     return stand_in
+
+
+def _unseen(*given: Any) -> AbstractContextManager[None]:
+    """While it lasts, numbers that a computation reads off its tensors are its own affair."""
+    mode = detect_fake_mode(given)
+    shapes = None if mode is None else mode.shape_env
+    return nullcontext() if shapes is None else shapes.ignore_fresh_unbacked_symbols()
 
 
 _PLAIN = (Tensor, torch.SymInt, int, float, bool, str, type(None), torch.dtype, torch.device)
@@ -205,6 +235,7 @@ class _Graph:
         self.model, self.program, self.recorded = model, program, calls
         self.graph = fx.Graph()
         self.new: dict[fx.Node, fx.Node] = {}
+        self.memory = Memory(self.graph, self.new)
         self.returned: dict[fx.Node, list[fx.Node]] = {}
         self.inputs: list[fx.Node] = []
         self.calls: list[tuple[str, fx.Node, list[fx.Node]]] = []
@@ -220,10 +251,15 @@ class _Graph:
                 output = next(arg for arg in tree_leaves(node.args) if isinstance(arg, fx.Node))
             elif node.target is torch.ops.optdepth.call.default:
                 self.returned[node] = self._call(node)
+                continue  # its tensors are noted where they are taken out
             elif node.target is operator.getitem and node.args[0] in self.returned:
                 self.new[node] = self.returned[node.args[0]][node.args[1]]
+            elif (into := written(node)) is not None:
+                self.new[node] = self._write(node, into)
+                continue
             else:
                 self._operator(node)
+            self.memory.note(node)
         return ModelGraph(self.graph, self.inputs, self.new[output], self.calls, self.owned)
 
     def _placeholder(self, node: fx.Node, spec: Any) -> fx.Node:
@@ -247,8 +283,7 @@ class _Graph:
             kind = Tensor if isinstance(leaf, Tensor) else type(leaf)
             value = next(given[kind]) if kind in given else leaf
             filled.append(self.new[value] if isinstance(value, fx.Node) else value)
-        args, kwargs = tree_unflatten(filled, call.arguments_spec)
-        module = self.graph.call_module(call.name, args, kwargs)
+        module = self._module(node, call, filled)
         self.owned[call.name] = self.model.get_submodule(call.name)
         values = [leaf for leaf in call.results if isinstance(leaf, Tensor)]
         if call.single:
@@ -261,35 +296,70 @@ class _Graph:
         self.calls.append((call.name, module, made))
         return made
 
+    def _module(self, node: fx.Node, call: _Call, filled: list[Any]) -> fx.Node:
+        """The call of a submodule on these leaves; what it writes into and others read afterwards is a copy."""
+        tensors: Any = node.args[0]
+        places = [i for i, leaf in enumerate(call.arguments) if isinstance(leaf, Tensor)]
+        kept = [i for i in call.writes if self.memory.is_read_later(tensors[i], node)]
+
+        def made(at: fx.Node | None = None) -> fx.Node:
+            leaves = [at if at is not None and i == places[kept[0]] else leaf for i, leaf in enumerate(filled)]
+            args, kwargs = tree_unflatten(leaves, call.arguments_spec)
+            return self.graph.call_module(call.name, args, kwargs)
+
+        if not kept:
+            return made()
+        if len(kept) > 1:
+            raise InputError(f"{call.name} writes into several tensors that are read later; name other blocks")
+        ran: list[fx.Node] = []
+
+        def write(at: fx.Node) -> fx.Node:
+            ran.append(made(at))
+            return ran[0]
+
+        self.memory.write(node, tensors[kept[0]], write)
+        return ran[0]
+
     def _operator(self, node: fx.Node) -> None:
         if node.target is torch.ops.aten.dropout.default:
-            self.new[node] = self._dropout(node)
-            return
-        schema = getattr(node.target, "_schema", None)
-        made = self.graph.node_copy(node, self.new.__getitem__)
-        if schema is not None and schema.is_mutable and schema.name.endswith("_"):
-            self._out_of_place(made, node)
-        self.new[node] = made
+            self.new[node] = self._dropout(node, self.new[node.args[0]])  # type: ignore[index]
+        else:
+            self.new[node] = self.graph.node_copy(node, self.new.__getitem__)
 
-    def _dropout(self, node: fx.Node) -> fx.Node:
+    def _dropout(self, node: fx.Node, given: fx.Node) -> fx.Node:
         """`F.dropout` was traced in evaluation mode; as a module it is on in training."""
         name = f"dropout_{node.name}"
         self.owned[name] = nn.Dropout(float(node.args[1]))  # type: ignore[arg-type]
-        made = self.graph.call_module(name, (self.new[node.args[0]],))  # type: ignore[index]
+        made = self.graph.call_module(name, (given,))
         made.meta = dict(node.meta)
         return made
 
-    def _out_of_place(self, made: fx.Node, node: fx.Node) -> None:
-        """`relu_(x)` becomes `relu(x)`, read wherever x was read afterwards."""
-        target: Any = node.target
-        packet = getattr(torch.ops.aten, target._schema.name.removeprefix("aten::").rstrip("_"), None)
-        if packet is None or target._overloadname not in packet.overloads():
-            raise InputError(f"the model calls {target}, which changes a tensor in place and cannot be cut around")
-        made.target = getattr(packet, target._overloadname)
-        base = self.new[node.args[0]]  # type: ignore[index]
-        for old, new in self.new.items():
-            if new is base:
-                self.new[old] = made
+    def _write(self, node: fx.Node, into: fx.Node) -> fx.Node:
+        """`relu_(x)` becomes `relu(x)`, read wherever x was read afterwards; without such a twin, a copy is written."""
+
+        def copied(at: fx.Node) -> fx.Node:
+            return self.graph.node_copy(node, lambda side: at if side is into else self.new[side])
+
+        def twin(at: fx.Node) -> fx.Node:
+            if node.target is torch.ops.aten.dropout_.default:
+                return self._dropout(node, at)
+            made = copied(at)
+            made.target = _out_of_place(node)
+            return made
+
+        whole = twin if _out_of_place(node) is not None or node.target is torch.ops.aten.dropout_.default else None
+        return self.memory.write(node, into, copied, whole=whole)
+
+
+def _out_of_place(node: fx.Node) -> Any:
+    """The operator that makes a new tensor of the same numbers; None where there is none."""
+    target: Any = node.target
+    name = target._schema.name.removeprefix("aten::")
+    packet = getattr(torch.ops.aten, name.removesuffix("_"), None) if name.endswith("_") else None
+    types = {side.meta["val"].dtype for side in node.all_input_nodes if isinstance(side.meta.get("val"), Tensor)}
+    if packet is None or target._overloadname not in packet.overloads() or len(types) > 1:
+        return None  # of mixed types the new tensor might have another than that written into
+    return getattr(packet, target._overloadname)
 
 
 def _attribute(model: nn.Module, name: str) -> Any:

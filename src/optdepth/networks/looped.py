@@ -11,8 +11,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .modes import in_mode_of
 from .shared import SharedModule
 from .staged import BUILDERS, Exit, StagedNetwork
+
+_MOST = 10_000
+"""Steps that a network may be asked for. They share their weights, so that a file could ask for any number."""
 
 LoopedState = tuple[Tensor, Tensor]
 """The hidden state, and the encoded input that every step sees again; both (n, width, h, w)."""
@@ -45,10 +49,11 @@ def looped(
         seed: of the weights.
 
     Raises:
-        InputError: sizes below 1, or an unknown exit.
+        InputError: sizes below 1, more than 10,000 steps, or an unknown exit.
     """
-    if min(steps, classes, channels, width) < 1:
-        raise InputError(f"steps {steps}, classes {classes}, channels {channels}, width {width}: each at least 1")
+    if min(steps, classes, channels, width) < 1 or steps > _MOST:
+        sizes = f"steps {steps}, classes {classes}, channels {channels}, width {width}"
+        raise InputError(f"{sizes}: each at least 1, and at most {_MOST:,} steps")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         block, head = LoopedBlock(width), LoopedHead(width, classes)
@@ -74,7 +79,7 @@ def unrolled(network: StagedNetwork, steps: int) -> StagedNetwork:
         raise InputError("only a looped network with an exit after every step can be unrolled: build it with looped")
     if steps < 1:
         raise InputError(f"steps={steps}: give at least 1")
-    return _unroll(network.stem, block, head, steps, network.config).train(network.training)
+    return in_mode_of(_unroll(network.stem, block, head, steps, network.config), network)
 
 
 def _unroll(

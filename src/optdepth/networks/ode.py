@@ -7,6 +7,7 @@ adaptive step is chosen for a whole batch, and then the answer for a sample woul
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, final, get_args
 
@@ -15,10 +16,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .modes import in_mode_of
 from .shared import SharedModule
 from .staged import BUILDERS, Exit, StagedNetwork
 
 Method = Literal["euler", "midpoint", "rk4"]
+_MOST = 10_000
+"""Intervals that a network may be asked for. They share their weights, so that a file could ask for any number."""
 EVALUATIONS: dict[str, int] = {"euler": 1, "midpoint": 2, "rk4": 4}
 """Evaluations of the field in one step of each method."""
 
@@ -47,12 +51,13 @@ def neural_ode(
         seed: of the weights.
 
     Raises:
-        InputError: sizes below 1, a horizon that is not positive, an unknown method, or torchdiffeq is missing.
+        InputError: sizes below 1, more than 10,000 intervals, a horizon that is not positive and finite, an unknown
+            method, or torchdiffeq is missing.
     """
-    if min(intervals, classes, channels, width) < 1 or not horizon > 0:
+    if min(intervals, classes, channels, width) < 1 or intervals > _MOST or not 0 < horizon < math.inf:
         raise InputError(
             f"intervals {intervals}, classes {classes}, channels {channels}, width {width}, horizon {horizon:g}: "
-            "counts must be at least 1, the horizon > 0"
+            f"counts must be at least 1, intervals at most {_MOST:,}, the horizon > 0 and finite"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -109,7 +114,7 @@ def regridded(network: StagedNetwork, intervals: int, *, method: Method) -> Stag
     """
     pieces = flow_pieces(network)
     horizon = pieces[-1].end
-    return flow_network(
+    made = flow_network(
         network.stem,
         unwrapped(pieces[-1].field),
         unwrapped(network.heads[-1]),
@@ -117,7 +122,8 @@ def regridded(network: StagedNetwork, intervals: int, *, method: Method) -> Stag
         intervals=intervals,
         method=method,
         config=network.config,
-    ).train(network.training)
+    )
+    return in_mode_of(made, network)
 
 
 def flow_pieces(network: StagedNetwork) -> list[Interval]:

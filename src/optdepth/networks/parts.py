@@ -3,7 +3,8 @@
 A state is one tensor, or a tuple of tensors, the batch first in each:
 
 - the tensor that was cut (the hidden states) comes first;
-- a tensor with the batch in another dimension is handed on with that dimension moved to the front;
+- a tensor with the batch in another dimension is handed on with that dimension moved to the front; where a sample has
+  several rows of it (one a head of attention), they become a dimension of their own behind it;
 - one without the batch (a table of positions, say) is handed on once a sample, as a view;
 - sizes are not handed on: a part reads them off its own tensors, so that they are right once samples have left.
 """
@@ -41,7 +42,7 @@ def live(traced: ModelGraph, cut: Cut, also: Sequence[fx.Node] = ()) -> list[fx.
         also: nodes to hand on whoever reads them, such as an attention mask for the heads.
     """
     nodes = list(traced.graph.nodes)
-    needed = _needed(traced.output)
+    needed = upstream(traced.output)
     later = {side for node in nodes[cut.place + 1 :] if node in needed for side in node.all_input_nodes}
     passed = [
         node
@@ -153,38 +154,64 @@ class _Part:
                         return self._call(ATEN.sym_size.int, new, d)
         return None
 
-    def _batch_dimension(self, node: fx.Node) -> int | None:
-        """Where the batch is in a node's tensor; None where it has none."""
-        shape = node.meta["val"].shape
-        sized = [d for d, size in enumerate(shape) if statically_known_true(size == self.batch)]
-        symbols = [set() if isinstance(size, int) else size.node.expr.free_symbols for size in shape]
-        mixed = [d for d, free in enumerate(symbols) if free & self.batch.node.expr.free_symbols]
-        if len(mixed) > 1 or mixed != sized:
-            raise InputError(
-                f"between two blocks the model passes a tensor of shape {tuple(shape)}, batch {self.batch}, whose "
-                "samples cannot be told apart; name other blocks with blocks=[...]"
-            )
-        return sized[0] if sized else None
-
     def _packed(self, node: fx.Node, made: fx.Node) -> fx.Node:
-        where = self._batch_dimension(node)
-        if where is None:
+        found = batch_dimension(self.traced, node)
+        if found is None:
             rows = self._size(self.batch)
             alone = self._call(ATEN.unsqueeze.default, made, 0)
             return self._call(ATEN.expand.default, alone, [rows, *[-1] * node.meta["val"].dim()])
+        where, each = found
+        if each > 1:
+            made = self._call(ATEN.unflatten.int, made, where, [-1, each])
+            return made if where == 0 else self._call(ATEN.movedim.intlist, made, [where, where + 1], [0, 1])
         return made if where == 0 else self._call(ATEN.movedim.int, made, where, 0)
 
     def _unpacked(self, node: fx.Node, held: fx.Node) -> fx.Node:
-        where = self._batch_dimension(node)
-        if where is None:
+        found = batch_dimension(self.traced, node)
+        if found is None:
             return self._call(ATEN.select.int, held, 0, 0)
+        where, each = found
+        if each > 1:
+            held = held if where == 0 else self._call(ATEN.movedim.intlist, held, [0, 1], [where, where + 1])
+            return self._call(ATEN.flatten.using_ints, held, where, where + 1)
         return held if where == 0 else self._call(ATEN.movedim.int, held, 0, where)
 
     def _call(self, target: Any, *args: Any) -> fx.Node:
         return self.graph.call_function(target, args)
 
 
-def _needed(output: fx.Node) -> set[fx.Node]:
+def batch_dimension(traced: ModelGraph, node: fx.Node) -> tuple[int, int] | None:
+    """Where the batch is in a node's tensor, and how many rows of it a sample has there; None where it has none.
+
+    Raises:
+        InputError: it is in several dimensions, or in one that is no multiple of it.
+    """
+    batch = traced.inputs[0].meta["val"].shape[0]
+    shape, symbol = node.meta["val"].shape, batch.node.expr
+    held = [d for d, size in enumerate(shape) if not isinstance(size, int) and symbol in size.node.expr.free_symbols]
+    if not held:
+        return None
+    each = shape[held[0]].node.expr / symbol
+    if len(held) > 1 or not each.is_Integer:
+        raise InputError(
+            f"between two blocks the model passes a tensor of shape {tuple(shape)}, batch {batch}, whose samples "
+            "cannot be told apart; name other blocks with blocks=[...]"
+        )
+    return held[0], int(each)
+
+
+def batch_first(traced: ModelGraph, node: fx.Node) -> list[Any]:
+    """The sizes of a node's tensor as a state holds it: the batch in front, other sizes as they are."""
+    shape, found = list(node.meta["val"].shape), batch_dimension(traced, node)
+    if found is None:
+        return shape
+    where, each = found
+    del shape[where]
+    return [traced.inputs[0].meta["val"].shape[0], *([each] if each > 1 else []), *shape]
+
+
+def upstream(output: fx.Node) -> set[fx.Node]:
+    """A node and all that it is made from."""
     needed, ahead = {output}, [output]
     while ahead:
         for side in ahead.pop().all_input_nodes:

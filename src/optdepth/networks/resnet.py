@@ -123,7 +123,7 @@ def _places(
         raise InputError("these networks keep theirs for the last exit")
 
     return [
-        Place(name, state, last(states[-1]), states[-1], math.inf, Pool(), own)
+        Place(name, state, last(states[-1]), states[-1], math.inf, 1, Pool, own)
         for name, state in zip(names, states, strict=True)
     ]
 

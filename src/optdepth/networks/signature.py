@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,13 +32,12 @@ class Signature:
     def of(cls, example: Inputs) -> Signature:
         if isinstance(example, Tensor):
             form, held = "tensor", {"inputs": example}
-        elif isinstance(example, dict):
-            form, held = "dict", example
+        elif isinstance(example, Mapping):  # a dict, or what a tokenizer returns
+            form, held = "dict", dict(example)
         elif isinstance(example, tuple | list):
             form, held = "tuple", {f"inputs[{i}]": tensor for i, tensor in enumerate(example)}
         else:
-            fix = "dict(example)" if isinstance(example, Mapping) else "a tensor, or a tuple or dict of tensors"
-            raise InputError(f"example is a {type(example).__name__}: give {fix}")
+            raise InputError(f"example is a {type(example).__name__}: give a tensor, or a tuple or dict of tensors")
         for name, tensor in held.items():
             if not isinstance(tensor, Tensor) or tensor.dim() == 0 or len(tensor) == 0:
                 raise InputError(f"example: {name} is no tensor with a batch of at least one sample in front")
@@ -55,7 +54,7 @@ class Signature:
         """
         if self.form == "tensor" and isinstance(inputs, Tensor):
             return [inputs]
-        if self.form == "dict" and isinstance(inputs, dict) and set(inputs) == set(self.names):
+        if self.form == "dict" and isinstance(inputs, Mapping) and set(inputs) == set(self.names):
             return [inputs[name] for name in self.names]
         if self.form == "tuple" and isinstance(inputs, tuple | list) and len(inputs) == len(self.names):
             return list(inputs)
@@ -63,7 +62,13 @@ class Signature:
         asked = f"a {self.form}" + ("" if self.form == "tensor" else f" of {', '.join(self.names)}")
         raise InputError(f"the network was staged on {asked}; it was given a {type(inputs).__name__}{given}")
 
-    def call(self, model: nn.Module, tensors: tuple[Tensor, ...]) -> Any:
+    def formed(self, tensors: Sequence[Tensor]) -> Inputs:
+        """Inputs of this form, from their tensors in the example's order."""
+        if self.form == "dict":
+            return dict(zip(self.names, tensors, strict=True))
+        return tensors[0] if self.form == "tensor" else tuple(tensors)
+
+    def call(self, model: nn.Module, tensors: Sequence[Tensor]) -> Any:
         """The model's output."""
         if self.form == "dict":
             return model(**dict(zip(self.names, tensors, strict=True)))
@@ -120,19 +125,30 @@ class Stem(nn.Module):
 def evaluation(model: nn.Module) -> Iterator[None]:
     """While it lasts every module is in evaluation mode, and afterwards in its own again; no gradients.
 
-    A decoder of transformers makes no cache of keys and values meanwhile, which a graph could not hold.
+    Decoders of transformers make no cache of keys and values meanwhile, which a graph could not hold.
     """
     modes = [(module, module.training) for module in model.modules()]
-    config = getattr(model, "config", None)
-    caching = getattr(config, "use_cache", None)
+    caching = [config for config in _configs(model) if getattr(config, "use_cache", None)]
     model.eval()
-    if caching:
-        config.use_cache = False  # type: ignore[union-attr]
+    for config in caching:
+        config.use_cache = False
     try:
         with torch.no_grad():
             yield
     finally:
-        if caching:
-            config.use_cache = caching  # type: ignore[union-attr]
+        for config in caching:
+            config.use_cache = True
         for module, mode in modes:
             module.training = mode
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    """The configs of a model of transformers: of it, of its parts, and those that stand in others."""
+    found: dict[int, Any] = {}
+    waiting = [config for module in model.modules() if (config := getattr(module, "config", None)) is not None]
+    while waiting:
+        config = waiting.pop()
+        if id(config) not in found and hasattr(config, "__dict__"):
+            found[id(config)] = config
+            waiting += [value for value in vars(config).values() if hasattr(value, "use_cache")]
+    return list(found.values())

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..batch import State
 from ..errors import InputError
+from ..interrupts import interrupts
 
 ATEN = torch.ops.aten
 _PRODUCTS: dict[Any, tuple[int, int, int | None]] = {
@@ -108,6 +109,8 @@ def _answering(head: nn.Module, state: State) -> _Found:
         with torch.no_grad():
             graph = make_fx(run)(tensors, state).graph
     except Exception as error:  # whatever the head's own code raises where it is watched
+        if interrupts(error):
+            raise
         raise InputError(f"its operators cannot be followed ({' '.join(str(error).split()):.100})") from None
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     known = dict(zip(inputs[: len(names)], names, strict=True))

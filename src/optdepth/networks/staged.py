@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -14,14 +14,16 @@ from torch import Tensor, nn
 
 from ..batch import Inputs, State
 from ..errors import InputError
-from ..files import read_json, write_json
+from ..files import damaged, rebuilding
 from ..tensor_files import read_tensors, write_tensors
+from .modes import in_mode_of
 
 BUILDERS: dict[str, Callable[..., "StagedNetwork"]] = {}
 """Builders by family name. A family registers itself here, so that this file need not import it."""
 
-FORMAT, VERSION = "optdepth.network", 1
-WEIGHTS, HEADER = "weights.safetensors", "network.json"
+FORMAT, VERSION = "optdepth.network", 2
+WEIGHTS = "weights.safetensors"
+"""The one file in a network's folder: weights, and in its head what rebuilds it; replaced whole or not at all."""
 
 
 @dataclass(frozen=True)
@@ -127,38 +129,43 @@ class StagedNetwork(nn.Module):
             raise InputError(f"exits {list(names)} lack the last one: add {valid[-1]!r}")
         kept = [k for k, name in enumerate(valid) if name in names]
         stages, bounds = list(self.stages), itertools.pairwise([-1, *kept])
-        return StagedNetwork(
+        kept_only = StagedNetwork(
             self.stem,
             [_merge(stages[before + 1 : k + 1]) for before, k in bounds],
             [self.heads[k] for k in kept],
             [self.exits[k] for k in kept],
             None if self.config is None else {**self.config, "exits": [valid[k] for k in kept]},
-        ).train(self.training)
+        )
+        return in_mode_of(kept_only, self)
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with the exits, the architecture and every bit of the weights.
 
         SHA-256 over exit names and, by sorted key, each tensor's name, type, shape and bytes: the same on
-        every device and in every process.
+        every device and in every process. Of quantised weights it is over the tensors that they are made of.
         """
         digest = hashlib.sha256(json.dumps([exit.name for exit in self.exits]).encode())
-        for key, tensor in sorted(self.state_dict().items()):
+        for key, tensor in (each for item in sorted(self.state_dict().items()) for each in _plain(*item)):
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def save(self, folder: str | Path) -> None:
-        """Write `weights.safetensors` and `network.json` into the folder, each whole or not at all.
+        """Write `weights.safetensors`, what rebuilds the network in its head, into the folder: whole or not at all.
 
         Raises:
             InputError: the network has no config to be rebuilt from.
         """
         if self.config is None:
             raise InputError("a network without a config cannot be saved: build it with optdepth.resnet or stage")
-        about = {"format": FORMAT, "version": VERSION}
+        made = [tensor for tensor in self.state_dict().values() if hasattr(tensor, "__tensor_flatten__")]
+        if made:
+            raise InputError(
+                f"weights of type {type(made[0]).__name__} cannot be saved: save the network before it is quantised, "
+                "and quantise what load_network returns"
+            )
+        about = {"format": FORMAT, "version": VERSION, "config": self.config, "fingerprint": self.fingerprint()}
         write_tensors(Path(folder) / WEIGHTS, self.state_dict(), about)
-        header = {**about, "config": self.config, "fingerprint": self.fingerprint()}
-        write_json(Path(folder) / HEADER, header)
 
     def extra_repr(self) -> str:
         return f"exits={[exit.name for exit in self.exits]}"
@@ -167,9 +174,9 @@ class StagedNetwork(nn.Module):
 def load_network(folder: str | Path, *, model: nn.Module | None = None, example: Inputs | None = None) -> StagedNetwork:
     """The network that `StagedNetwork.save` wrote, in evaluation mode, on the CPU.
 
-    The files are untrusted: JSON with a checked format and safetensors, whose content must match the
-    recorded fingerprint. They hold weights and how exits were attached, and no code: a network that was staged from a
-    model is put together again from that model's code.
+    The file is untrusted: safetensors with a checksum, whose sizes must be those of its weights before anything is
+    built, and whose content must match the recorded fingerprint. It holds weights and how exits were attached, and no
+    code: a network that was staged from a model is put together again from that model's code.
 
     Args:
         model: for a network made by `stage`, a model of the same architecture; it gets the weights that were saved.
@@ -184,27 +191,42 @@ def load_network(folder: str | Path, *, model: nn.Module | None = None, example:
         >>> bool((od.load_network("network").full(images) == network.full(images)).all())
         True
     """
-    folder, again = Path(folder), "train or save the network again"
-    header = read_json(folder / HEADER, format=FORMAT, version=VERSION, make_it=again)
-    weights, _ = read_tensors(folder / WEIGHTS, format=FORMAT, version=VERSION, make_it=again)
-    config = header.get("config")
-    arguments = dict(config) if isinstance(config, dict) else {}
-    builder = BUILDERS.get(str(arguments.pop("family", "")))
-    if builder is None:
-        raise InputError(f"{folder / HEADER} names none of the families {', '.join(sorted(BUILDERS))}; {again}")
-    if model is not None or example is not None:
-        arguments |= {"model": model, "example": example}
-    try:
-        network = builder(**arguments)
+    path, again = Path(folder) / WEIGHTS, "train or save the network again"
+    held, about = read_tensors(path, format=FORMAT, version=VERSION, make_it=again)
+    arguments, weights = about.take("config", dict[str, Any]), held.held
+    family, fingerprint = about.inner("config").take("family", str), about.take("fingerprint", str)
+    if family not in BUILDERS:
+        raise InputError(f"{path} is of family {family!r:.40}, none of {', '.join(sorted(BUILDERS))}; {again}")
+    given = {} if model is None and example is None else {"model": model, "example": example}
+    with rebuilding(path, again):
+        _check_sizes(arguments, weights)
+        network = BUILDERS[family](**{name: value for name, value in arguments.items() if name != "family"}, **given)
         network.load_state_dict(weights)
-    except InputError:
-        raise
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{folder / HEADER} and {WEIGHTS} do not fit ({reason:.200}); {again}") from error
-    if network.fingerprint() != header.get("fingerprint"):
-        raise InputError(f"{folder}: {HEADER} and {WEIGHTS} are not of the same network; {again}")
+        if lacking := (arguments.keys() ^ (network.config or {}).keys()) - {"exits"}:
+            raise InputError(f"{min(lacking)!r} is missing, or is nothing of such a network; {again}")
+    if not all(bool(weight.isfinite().all()) for weight in network.parameters()):
+        raise damaged(path, ValueError("a weight is NaN or infinite"), again)
+    if network.fingerprint() != fingerprint:
+        raise damaged(path, ValueError("its weights and what rebuilds them are not of the same network"), again)
     return network.eval()
+
+
+def _check_sizes(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Refuses sizes that no weight has before anything is built of them."""
+    there = {size for weight in weights.values() if weight.numel() for size in weight.shape}
+    for name in ("classes", "channels", "width"):
+        if name in config and config[name] not in there:
+            raise InputError(f"no weight has a side of {name} {config[name]!r:.40}")
+    if "depth" in config and not 0 <= config["depth"] <= len(weights):
+        raise InputError(f"{len(weights)} weights are too few for a depth of {config['depth']!r:.40}")
+
+
+def _plain(key: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
+    """A tensor of a type of its own as the plain ones that it holds, with their names."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [(key, tensor)]
+    inner, _ = tensor.__tensor_flatten__()
+    return [each for name in inner for each in _plain(f"{key}.{name}", getattr(tensor, name))]
 
 
 def _merge(stages: Sequence[nn.Module]) -> nn.Module:

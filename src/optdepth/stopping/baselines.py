@@ -36,6 +36,10 @@ class Threshold(Rule):
             raise InputError(
                 f"{tuple(thresholds.shape)} thresholds for {len(origin.costs)} exits; one each but the last"
             )
+        if not thresholds.is_floating_point() or thresholds.isnan().any():
+            raise InputError(f"thresholds {thresholds.tolist()}: give floating numbers, infinite where none may stop")
+        if not isinstance(below, bool):
+            raise InputError(f"below={below!r}: give True, to stop at values at most the threshold, or False")
         self.below = below
         self._cuts: tuple[float, ...] = tuple(thresholds.float().tolist())
 

@@ -7,6 +7,7 @@ what fitted a rule cannot certify or judge it by accident.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
@@ -37,6 +38,8 @@ _CHEAPEST, _DEAREST = 1 / 256, 1e9
 """Prices that a ladder starts and ends at, times the losses' range over the full network's cost."""
 _APART = 1.1
 """Rungs of a ladder are no closer than this factor in price."""
+_DWARFED = 100.0
+"""A price that makes one step dearer than so many times all that is to be won is meant in another unit of cost."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -67,11 +70,31 @@ class Family(Generic[R_co]):
         Args:
             price: loss that one unit of cost is worth, >= 0.
 
+        Warns:
+            UserWarning: at this price one step dwarfs the whole range of the losses, so that none can pay.
+
         Raises:
             InputError: the price is negative or not finite.
         """
         check_price(price)
+        self._announce(price)
         return self.solve(price)
+
+    def _announce(self, price: float) -> None:
+        """Says so where prices seem to be meant in another unit: all samples stop at once, and nobody would be told."""
+        costs, won = self.trace.costs, float(np.ptp(self.trace.losses))
+        if won == 0:
+            return
+        alone = costs.paid([True, *[False] * (len(costs) - 1)])
+        step = price * float((alone[1:] - alone[0]).min())
+        if step > _DWARFED * won:
+            relative = "" if np.isclose(costs.full, 1.0) else ", or solve on costs in full passes, costs.relative()"
+            warnings.warn(
+                f"at price {price:g} a step beyond the first exit costs {step:.2g} or more, and losses differ by "
+                f"{won:.2g} at most, so every sample stops there. A price is loss per unit of cost, here "
+                f"{costs.unit}: give one near {self._unit:.1g}{relative}",
+                stacklevel=3,
+            )
 
     def within(self, budget: float) -> R_co:
         """The dearest rule found whose mean cost on the samples that fitted it keeps within a budget.
@@ -80,9 +103,14 @@ class Family(Generic[R_co]):
             budget: mean cost a sample, in the unit of the trace's costs.
 
         Raises:
-            InputError: no rule of the family meets the budget.
+            InputError: no rule of the family meets the budget, or every rule does.
         """
         trace, least = self.trace, float(self.trace.costs.paid()[0])
+        if budget > (most := float(trace.costs.paid().max())):
+            raise InputError(
+                f"a budget of {budget:g} {trace.costs.unit} is more than any rule takes, {most:g}: give less than the "
+                f"full network's {trace.costs.full:g}, or price=0 for the rule that loses least at any cost"
+            )
         if not budget >= least:
             raise InputError(
                 f"no rule meets a mean cost of {budget:g} {trace.costs.unit}: the nearest is {least:g}, "

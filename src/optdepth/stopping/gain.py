@@ -8,6 +8,7 @@ from typing import Any, Self
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..errors import InputError
 from ..features import frugal_features
 from ..trace import Trace
 from .regression import Function, restored
@@ -24,6 +25,10 @@ class GainRule(Rule):
     def __init__(self, origin: Origin, features: Sequence[str], gains: Sequence[Function]) -> None:
         super().__init__(origin, features)
         self.gains = tuple(gains)
+        if len(self.gains) != len(origin.costs) - 1:
+            raise InputError(f"{len(self.gains)} gains for {len(origin.costs)} exits; one each but the last")
+        for gain in self.gains:
+            gain.check(self.features)
 
     def stop(self, k: int, observation: Float[Tensor, "n F"]) -> Bool[Tensor, " n"]:
         return self.gains[k](observation) <= 0

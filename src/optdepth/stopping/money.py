@@ -32,7 +32,9 @@ class InTheMoney(Rule):
         super().__init__(origin, read if reward in read else (*read, reward))
         if len(free) != len(origin.costs) - 1:
             raise InputError(f"{len(free)} marks of free exits for {len(origin.costs)} exits; one each but the last")
-        self.inside, self.reward, self.free = inside, reward, tuple(bool(mark) for mark in free)
+        if not all(mark is True or mark is False for mark in free):
+            raise InputError(f"free is {list(free)}; give True or False for each exit but the last")
+        self.inside, self.reward, self.free = inside, reward, tuple(free)
         self._reward, self._read = self.features.index(reward), len(read)
 
     def stop(self, k: int, observation: Float[Tensor, "n F"]) -> Bool[Tensor, " n"]:

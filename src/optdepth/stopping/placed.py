@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Self
 
+import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -32,9 +34,9 @@ class Placed(Rule):
             raise InputError(
                 f"{history[0]} refers to the exit before, which a placed rule may not look at; leave it out"
             )
-        if len(exits) != len(inner.origin.costs) or exits[-1] != len(origin.costs) - 1:
+        self._inner, self._kept = inner, _checked(exits, len(origin.costs))
+        if len(exits) != len(inner.origin.costs):
             raise InputError(f"exits {tuple(exits)} do not fit a rule between {len(inner.origin.costs)} exits")
-        self._inner, self._kept = inner, tuple(exits)
 
     @property
     def inner(self) -> Rule:
@@ -74,9 +76,18 @@ class Placed(Rule):
     @classmethod
     def restore(cls, origin: Origin, arguments: dict[str, Any]) -> Self:
         rest = {name: value for name, value in arguments.items() if name not in ("kind", "kept")}
-        kept = arguments["kept"]
+        kept = _checked(arguments["kept"], len(origin.costs))
         inner = Rule.kinds[arguments["kind"]].restore(replace(origin, costs=origin.costs.keep(kept), recall=()), rest)
         return cls(origin, inner, kept)
+
+
+def _checked(exits: Sequence[int], n_exits: int) -> tuple[int, ...]:
+    """The exits kept, or an error that says what is wrong with them."""
+    kept = tuple(exits)
+    whole = all(isinstance(k, int | np.integer) and not isinstance(k, bool) for k in kept)
+    if not whole or not kept or kept[0] < 0 or kept[-1] != n_exits - 1 or any(a >= b for a, b in pairwise(kept)):
+        raise InputError(f"exits kept are {kept}; give some of 0..{n_exits - 1}, rising, the last one among them")
+    return kept
 
 
 @solver

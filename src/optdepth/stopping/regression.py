@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..errors import InputError
 from ..trace import Trace
 from .immutable import Immutable
 from .kinds import enrol
@@ -42,14 +44,27 @@ class Function(Immutable):
 
     kinds: ClassVar[dict[str, type[Function]]] = {}
 
+    forms: ClassVar[Mapping[str, str]]
+    """What it is made of, by name: the dimensions of each, a letter each; F is the number of features."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         enrol(Function.kinds, cls)
 
     def __init__(self, **numbers: Tensor) -> None:
+        if numbers.keys() != self.forms.keys():
+            raise InputError(f"a {type(self).__name__} is made of {', '.join(self.forms)}, not {', '.join(numbers)}")
         self._names = tuple(numbers)
+        sizes: dict[str, int] = {}
         for name, value in numbers.items():
-            setattr(self, f"_{name}", value.detach().to(torch.float32, copy=True))
+            held = value.detach().to(torch.float32, copy=True)
+            if not value.is_floating_point() or not held.isfinite().all():
+                raise InputError(f"{name} of a fitted function holds NaN, infinity or integers; fit it again")
+            setattr(self, f"_{name}", held)
+            form, shape = self.forms[name], tuple(held.shape)
+            if len(form) != len(shape) or any(sizes.setdefault(d, n) != n for d, n in zip(form, shape, strict=True)):
+                raise InputError(f"{name} of a {type(self).__name__} has shape {shape}; it is ({', '.join(form)})")
+        self.n_features = sizes["F"]
 
     def arguments(self) -> dict[str, Tensor]:
         """What it was made of, in single precision."""
@@ -57,6 +72,11 @@ class Function(Immutable):
 
     @abstractmethod
     def __call__(self, observation: Float[Tensor, "n F"]) -> Float[Tensor, " n"]: ...
+
+    def check(self, features: Sequence[str]) -> None:
+        """Refuses to read another number of features than it was fitted to."""
+        if len(features) != self.n_features:
+            raise InputError(f"a function of {self.n_features} features for {', '.join(features)}; give those it reads")
 
     def at(self, observation: Sequence[float]) -> float:
         """The function of one observation, given and returned in Python numbers."""
@@ -119,6 +139,8 @@ class Ramps:
 
 class Additive(Function):
     """A fitted sum of one function a feature."""
+
+    forms = MappingProxyType({"low": "FJ", "scale": "FJ", "weight": "FJ", "intercept": ""})
 
     _low: Tensor
     _scale: Tensor
@@ -202,6 +224,8 @@ class Hinges:
 
 class Hinged(Function):
     """A fitted network of one hidden layer."""
+
+    forms = MappingProxyType({"least": "F", "most": "F", "weight": "FJ", "bias": "J", "last": "J", "intercept": ""})
 
     _least: Tensor
     _most: Tensor

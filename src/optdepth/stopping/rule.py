@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..features import with_history
-from ..files import read_json, write_json
+from ..files import damaged, rebuilding
 from ..recall import Windows, checked
 from ..samples import Samples
 from ..tensor_files import read_tensors, write_tensors
@@ -24,9 +26,12 @@ from ..trace import Costs, Trace
 from .immutable import Immutable
 from .kinds import enrol
 
-_FORMAT, _VERSION = "optdepth.rule", 4
+FILE = "rule.safetensors"
+"""The one file in a rule's folder: numbers, and in its head all else, so that it is replaced whole or not at all."""
+_FORMAT, _VERSION = "optdepth.rule", 5
 _ROWS, _IDENTITY = "fitted_on.rows", "fitted_on.identity"
 """Names of what fitted the rule, among its tensors."""
+_TYPES = (torch.float32, torch.float64, torch.int64, torch.bool)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +54,9 @@ class Origin:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "recall", checked(self.recall, len(self.costs)))
+        price = self.price
+        if price is not None and (isinstance(price, bool) or not 0 <= price < math.inf):
+            raise InputError(f"price is {price}; it is loss per unit of cost: finite and >= 0")
 
     @classmethod
     def of(cls, trace: Trace, price: float | None = None) -> Self:
@@ -87,6 +95,8 @@ class Rule(Immutable):
         enrol(Rule.kinds, cls)
 
     def __init__(self, origin: Origin, features: Sequence[str]) -> None:
+        if isinstance(features, str) or not all(isinstance(name, str) for name in features):
+            raise InputError(f"features are {features!r:.100}; give names, such as ('margin',)")
         self.origin = origin
         self.features = tuple(features)
 
@@ -168,35 +178,47 @@ class Rule(Immutable):
         return stops
 
     def save(self, folder: str | Path) -> None:
-        """Writes `rule.json` and `rule.safetensors` into a folder."""
+        """Writes `rule.safetensors` into a folder, whole or not at all."""
         arguments = self.arguments()
         tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
         plain = {name: value for name, value in arguments.items() if name not in tensors}
         costs = {name: np.asarray(value).tolist() for name, value in vars(self.origin.costs).items()}
-        origin = {name: getattr(self.origin, name) for name in ("network", "price", "recall")}
         fitted_on = self.origin.fitted_on
         used = {_ROWS: torch.from_numpy(fitted_on.rows), _IDENTITY: torch.from_numpy(fitted_on.identity)}
-        about = {"format": _FORMAT, "version": _VERSION, "kind": type(self).__name__}
-        write_tensors(Path(folder) / "rule.safetensors", tensors | used, about)
-        about |= {"arguments": plain, "costs": costs, "origin": origin, "source": fitted_on.source}
-        write_json(Path(folder) / "rule.json", about)
+        about = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "kind": type(self).__name__,
+            "arguments": plain,
+            "costs": costs,
+        }
+        about |= {name: getattr(self.origin, name) for name in ("network", "price", "recall")}
+        write_tensors(Path(folder) / FILE, tensors | used, about | {"source": fitted_on.source})
 
     @staticmethod
     def load(folder: str | Path) -> Rule:
         """Reads what `save` wrote; anything else is refused."""
-        expected = {"format": _FORMAT, "version": _VERSION, "make_it": "solve the rule again"}
-        about = read_json(Path(folder) / "rule.json", **expected)  # type: ignore[arg-type]
-        tensors, _ = read_tensors(Path(folder) / "rule.safetensors", **expected)  # type: ignore[arg-type]
-        if about.get("kind") not in Rule.kinds:
-            raise InputError(f"{folder} holds a rule of kind {about.get('kind')!r}, which this optdepth lacks")
-        try:
-            fitted_on = Samples(about["source"], tensors.pop(_ROWS).numpy(), tensors.pop(_IDENTITY).numpy())
-            costs, told = Costs.of(**about["costs"]), about["origin"]
-            told |= {"recall": checked(told["recall"], len(costs))}
-            origin = Origin(costs, fitted_on=fitted_on, **told)
-            return Rule.kinds[about["kind"]].restore(origin, {**about["arguments"], **tensors})
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{folder} holds a damaged rule ({error}); solve it again") from None
+        path, again = Path(folder) / FILE, "solve the rule again"
+        held, about = read_tensors(path, format=_FORMAT, version=_VERSION, make_it=again)
+        kind, source, network = (about.take(name, str) for name in ("kind", "source", "network"))
+        if kind not in Rule.kinds:
+            raise InputError(f"{path} holds a rule of kind {kind!r:.40}, which this optdepth lacks")
+        rows, identity = (held.take(name, torch.int64, 1) for name in (_ROWS, _IDENTITY))
+        told = about.inner("costs")
+        costs = {name: told.take(name, list[float]) for name in ("reach", "look", "answer")}
+        price, recall = about.take("price", float | None, least=0), about.take("recall", Windows)
+        tensors = {name: value for name, value in held.held.items() if name not in (_ROWS, _IDENTITY)}
+        for name, value in tensors.items():
+            if value.dtype not in _TYPES or value.isnan().any():
+                raise damaged(path, ValueError(f"{name} holds NaN, or numbers of type {value.dtype}"), again)
+        arguments = {**about.take("arguments", dict[str, Any]), **tensors}
+        with rebuilding(path, again):
+            fitted_on = Samples(source, rows, identity)
+            origin = Origin(Costs.of(**costs, unit=told.take("unit", str)), network, price, fitted_on, recall)
+            rule = Rule.kinds[kind].restore(origin, dict(arguments))
+        if lacking := rule.arguments().keys() ^ arguments.keys():
+            raise damaged(path, ValueError(f"{min(lacking)} is missing, or is nothing of such a rule"), again)
+        return rule
 
 
 class FixedDepth(Rule):
@@ -204,9 +226,9 @@ class FixedDepth(Rule):
 
     def __init__(self, origin: Origin, exit: int) -> None:
         super().__init__(origin, ())
-        if not 0 <= exit < len(origin.costs):
+        if type(exit) is bool or not 0 <= exit < len(origin.costs):
             raise InputError(f"exit {exit} is outside 0..{len(origin.costs) - 1}")
-        self.exit = exit
+        self.exit = operator.index(exit)
 
     @property
     def last(self) -> int:

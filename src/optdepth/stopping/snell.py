@@ -33,7 +33,7 @@ Array = np.ndarray
 Candidate = tuple[Array, Callable[[Origin], Rule]]
 """Cross-fitted values (N,), and what builds the rule on the whole fit split."""
 _RAMPS = 8
-_LEAST = 10 * FOLDS
+LEAST = 10 * FOLDS
 """Samples that a regression needs."""
 _FEW = 5_000
 """Samples that rules of few parameters are fitted on."""
@@ -59,8 +59,8 @@ def snell(trace: Trace, *, features: Sequence[str] | None = None, seed: int = 0)
         0.05
         >>> family = od.snell(fit)  # every price, with the samples that fitted it
     """
-    if len(trace) < _LEAST:
-        raise InputError(f"{len(trace)} samples are too few to solve on; {_LEAST} is the least")
+    if len(trace) < LEAST:
+        raise InputError(f"{len(trace)} samples are too few to solve on; {LEAST} is the least")
     return _Solver(trace, tuple(features or frugal(trace)), seed).at
 
 
@@ -166,7 +166,7 @@ class _Solver:
         if key not in self.regressions:
             rows = np.flatnonzero(~barred)
             seen = self.seen[rows, k]
-            self.regressions[key] = rows, Regression(seen, bases(seen, self.seed)) if len(rows) >= _LEAST else None
+            self.regressions[key] = rows, Regression(seen, bases(seen, self.seed)) if len(rows) >= LEAST else None
         return self.regressions[key]
 
     def _always_on(self) -> Function:

@@ -63,6 +63,10 @@ class Stationary(Rule):
         super().__init__(origin, features)
         if origin.price is None:
             raise InputError("a stationary rule is of a price, which sets its limit; its origin has none")
+        if not 0 <= spread < math.inf:
+            raise InputError(f"spread is {spread}; it is the largest less the least loss: finite and >= 0")
+        for fitted in (gain, loss):
+            fitted.check(self.features)
         self.gain, self.loss, self.spread = gain, loss, spread
         self.limit = 1 + math.ceil(spread / (origin.price * step_cost(origin.costs)))
 

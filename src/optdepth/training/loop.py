@@ -2,17 +2,15 @@
 
 import dataclasses
 import hashlib
-import io
 import math
 import os
-import pickle
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import accelerate
 import numpy as np
@@ -20,76 +18,26 @@ import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.state import AcceleratorState
 from jaxtyping import Float
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Subset
 
 from ..batch import Inputs
 from ..errors import InputError
-from ..files import write_atomically, write_json
+from ..files import rebuilding, write_json
 from ..networks.staged import StagedNetwork
-from ..splits import Splits
+from ..progress import bar
+from ..splits import Splits, paired
 from ..tasks import TaskLoss, cross_entropy
 from ..threads import ThreadChoice, chosen, said
+from .checkpoint import Checkpoint
 from .depth_loss import DepthLoss
 from .objective import Objective
 from .rehearsal import rehearsal
+from .settings import Backbone, Epoch, Optimizer, Precision, Schedule, Settings
 
-CHECKPOINT, RECORD, NETWORK = "checkpoint.pt", "training.json", "network"
-FORMAT, VERSION = "optdepth.checkpoint", 2
-Schedule = Literal["one-cycle", "cosine"]
-Optimizer = Literal["sgd", "adamw"]
-Precision = Literal["fp32", "bf16", "fp16", "auto"]
-Backbone = Literal["joint", "frozen"]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides the outcome of a training; a run goes on only with the settings it began with."""
-
-    epochs: int
-    batch_size: int
-    lr: float
-    schedule: Schedule
-    optimizer: Optimizer
-    weight_decay: float
-    seed: int
-    precision: Precision
-    backbone: Backbone
-    loss: str
-    costs: tuple[float, ...]
-    network: str
-    data: str
-    processes: int
-    task: str
-
-    def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name}={getattr(self, name)}: give at least {least}")
-        if not (0 < self.lr < math.inf and 0 <= self.weight_decay < math.inf):
-            raise InputError(f"lr={self.lr}, weight_decay={self.weight_decay}: give lr > 0, weight_decay >= 0")
-        if self.batch_size % self.processes:
-            raise InputError(f"batch_size={self.batch_size}: give a multiple of {self.processes} processes")
-        kinds = (("schedule", Schedule), ("optimizer", Optimizer), ("backbone", Backbone))
-        for name, choices in ((name, get_args(kind)) for name, kind in kinds):
-            if getattr(self, name) not in choices:
-                raise InputError(f"{name}={getattr(self, name)!r}: give one of {', '.join(choices)}")
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One epoch: each exit's mean loss while training, price at its end, each exit's accuracy on the fit split
-    (none where the task is not classification), seconds, threads of torch.
-    """
-
-    losses: tuple[float, ...]
-    price: float
-    accuracy: tuple[float, ...]
-    seconds: float
-    threads: int
+CHECKPOINT, RECORD, NETWORK = "checkpoint.safetensors", "training.json", "network"
+RECORD_FORMAT, RECORD_VERSION = "optdepth.training", 1
 
 
 @dataclass(frozen=True)
@@ -131,7 +79,8 @@ def train(
     number it had, unless the user has set another.
 
     Args:
-        network: ends on the device it was trained on, in evaluation mode.
+        network: ends on the device it was trained on, in evaluation mode. In it all trains, but that norms which are in
+            evaluation mode (`norm.eval()`) within a network in training mode keep the statistics that they have.
         data: its train split trains; its fit split (at most 5,000 samples) shows progress, and fits the rule of a loss
             that has one; no other is read.
         loss: what the trunk is asked.
@@ -139,7 +88,7 @@ def train(
             its unit, and no accuracy is reported.
         epochs: passes over the train split; samples that do not fill a batch wait for the next epoch.
         seed: of order and augmentation (images alone: crops padded by an eighth, and flips where `data.flip`).
-        out: folder for `checkpoint.pt`, `training.json`, and `network/` if the network has a config.
+        out: folder for `checkpoint.safetensors`, `training.json`, and `network/` if the network has a config.
         costs: (K,) cumulative cost of each exit, in any unit; by default its share of the blocks.
         batch_size: over all processes together.
         lr: the highest learning rate; for SGD by default 0.1 for a batch of 128, in proportion for others (Goyal et
@@ -251,7 +200,7 @@ class _Run:
         part: Subset[Any] = Subset(self.data.splits["train"], range(size))  # type: ignore[arg-type]
         held, labels = tree_map(lambda tensor: tensor.to(device), next(iter(DataLoader(part, size))))
         step = rehearsal(self.accelerator.unwrap_model(self.model), self.loss.price_at(0.0))
-        return ThreadChoice().running("training steps", (self.data.inputs(held), labels), step)
+        return ThreadChoice().running("training steps", paired(self.data, held, labels), step)
 
     def epoch(self, epoch: int, advance: Callable[[str], None]) -> Epoch:
         """One pass over the train split. All its randomness comes from (seed, epoch, process)."""
@@ -266,7 +215,7 @@ class _Run:
         with torch.random.fork_rng():
             torch.manual_seed(other)  # for modules that draw: dropout, stochastic depth
             for step, (held, labels) in enumerate(self.loader):
-                inputs = self.data.inputs(held, generator)
+                inputs, labels = paired(self.data, held, labels, generator)
                 where = f"in epoch {epoch + 1}, batch {step + 1}"
                 _finite(inputs, f"a sample {where} holds NaN or inf: correct the data")
                 done = (epoch * self.steps + step) / (settings.epochs * self.steps)
@@ -305,9 +254,9 @@ class _Run:
         with torch.no_grad(), self.accelerator.autocast():
             part: Subset[Any] = Subset(split, chosen)  # type: ignore[arg-type]
             for held, labels in DataLoader(part, batch_size=500):
-                inputs = self.data.inputs(tree_map(lambda tensor: tensor.to(device), held))
+                inputs, labels = paired(self.data, *tree_map(lambda tensor: tensor.to(device), (held, labels)))
                 answers.append(self.network(inputs))
-                targets.append(labels.to(device))
+                targets.append(labels)
         return [torch.cat(one) for one in zip(*answers, strict=True)], torch.cat(targets)
 
     def _solve_rule(self, logits: list[Float[Tensor, "n ..."]], targets: Tensor, price: float) -> None:
@@ -318,10 +267,7 @@ class _Run:
     @contextmanager
     def bar(self, *, shown: bool, done: int) -> Iterator[Callable[[str], None]]:
         """A progress bar on stderr; yields what moves it one batch on."""
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        console = Console(stderr=True)
-        shown = shown and self.accelerator.is_main_process and console.is_terminal
-        with Progress(*columns, console=console, disable=not shown) as progress:
+        with bar(shown=shown and self.accelerator.is_main_process, transient=False) as progress:
             total = self.settings.epochs * self.steps
             task = progress.add_task("training", total=total, completed=done * self.steps)
             yield lambda text: progress.update(task, advance=1, description=text)
@@ -330,34 +276,30 @@ class _Run:
         """Write the checkpoint, whole or not at all."""
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
-            buffer = io.BytesIO()
-            state = {
-                "format": FORMAT,
-                "version": VERSION,
-                "settings": dataclasses.asdict(self.settings),
-                "epochs": [dataclasses.asdict(epoch) for epoch in done],
-                "model": self.accelerator.unwrap_model(self.model).state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": None if scaler is None else scaler.state_dict(),
-            }
-            torch.save(state, buffer)
-            write_atomically(self.checkpoint, buffer.getvalue())
+            scaled = None if scaler is None else scaler.state_dict()
+            model, remembered = self.accelerator.unwrap_model(self.model), self.optimizer.state_dict()["state"]
+            Checkpoint(self.settings, tuple(done), model.state_dict(), remembered, scaled).save(self.checkpoint)
         self.accelerator.wait_for_everyone()
 
     def load(self) -> list[Epoch]:
         """Take over the checkpoint, if there is one; the epochs done so far."""
         if not self.checkpoint.is_file():
             return []
-        state = _read_checkpoint(self.checkpoint)
-        there, here = state["settings"], dataclasses.asdict(self.settings)
-        if different := [name for name in here if there.get(name) != here[name]]:
-            changes = ", ".join(f"{name} was {there.get(name)}, is {here[name]}" for name in different)
+        again = "delete it to start again"
+        there = Checkpoint.load(self.checkpoint, again)
+        was, now = dataclasses.asdict(there.settings), dataclasses.asdict(self.settings)
+        if different := [name for name in now if was[name] != now[name]]:
+            changes = ", ".join(f"{name} was {was[name]}, is {now[name]}" for name in different)
             raise InputError(f"{self.checkpoint} is of another run ({changes}): use its settings or a new out")
-        self.accelerator.unwrap_model(self.model).load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        return [Epoch(**epoch) for epoch in state["epochs"]]
+        with rebuilding(self.checkpoint, again):
+            model = self.accelerator.unwrap_model(self.model)
+            _check_weights(there, model.state_dict())
+            _check_remembered(there, [one for group in self.optimizer.param_groups for one in group["params"]])
+            model.load_state_dict(there.model)
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": there.optimizer})
+            if there.scaler is not None:
+                self.accelerator.scaler.load_state_dict(there.scaler)
+        return list(there.epochs)
 
     def catch_up(self, price: float) -> None:
         """Solves the rule of the last epoch: it is not in the checkpoint, for it is what the network's answers give."""
@@ -374,7 +316,8 @@ class _Run:
                 "accelerate": accelerate.__version__,
                 "device": str(self.accelerator.device),
             }
-            write_json(self.out / RECORD, {**dataclasses.asdict(history), "machine": machine})
+            about = {"format": RECORD_FORMAT, "version": RECORD_VERSION, **dataclasses.asdict(history)}
+            write_json(self.out / RECORD, {**about, "machine": machine})
             if self.network.config is not None:
                 self.network.save(self.out / NETWORK)
         self.accelerator.wait_for_everyone()
@@ -388,17 +331,27 @@ def _optimizer(objective: Objective, settings: Settings) -> torch.optim.Optimize
     return torch.optim.SGD(trained, settings.lr, momentum=0.9, weight_decay=settings.weight_decay, nesterov=True)
 
 
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    fix = "delete it to start again"
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path} is damaged ({' '.join(str(error).split()):.100}); {fix}") from error
-    parts = {"settings", "epochs", "model", "optimizer", "scaler"}
-    header = (state.get("format"), state.get("version")) if isinstance(state, dict) else ()
-    if header != (FORMAT, VERSION) or not parts <= state.keys():
-        raise InputError(f"{path} is not an {FORMAT} file of version {VERSION}; {fix}")
-    return dict(state)
+def _check_weights(there: Checkpoint, fresh: dict[str, Tensor]) -> None:
+    """Refuses weights of another type, which torch would round, and such as no epoch ends with."""
+    if lacking := there.model.keys() ^ fresh.keys():
+        raise InputError(f"{min(lacking)} is missing, or is nothing of this network; delete it to start again")
+    for name, value in there.model.items():
+        if value.dtype != fresh[name].dtype:
+            raise InputError(f"{name} is {value.dtype}, not {fresh[name].dtype}; delete it to start again")
+    for held in (there.model, *there.optimizer.values()):
+        for name, value in held.items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise InputError(f"{name} holds NaN or infinity; delete it to start again")
+
+
+def _check_remembered(there: Checkpoint, parameters: list[Tensor]) -> None:
+    """Refuses what an optimizer cannot go on with; torch would take it, and fail at a step or not at all."""
+    kept = {"sgd": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}[there.settings.optimizer]
+    for number, held in there.optimizer.items():
+        shape = parameters[number].shape
+        if held.keys() != kept or any(value.shape != shape for name, value in held.items() if name != "step"):
+            found = ", ".join(f"{name} {tuple(value.shape)}" for name, value in held.items())
+            raise InputError(f"of parameter {number}, {tuple(shape)}, it remembers {found}; delete it to start again")
 
 
 def _accelerator(precision: Precision) -> Accelerator:

@@ -62,6 +62,7 @@ class Objective(nn.Module):
         if "rule" in loss.needs and task is not cross_entropy:
             raise InputError("a rule is solved on class logits, so the task must be cross_entropy: give by='head'")
         self.network, self.loss, self.frozen, self.task = network, loss, frozen, task
+        self._still = _held_still(network)
         if frozen:
             for part in (network.stem, network.stages, network.heads[-1]):
                 part.requires_grad_(False)
@@ -133,13 +134,17 @@ class Objective(nn.Module):
         return torch.stack([*taught, plain[:, -1]], dim=1)
 
     def train(self, mode: bool = True) -> "Objective":
-        """As of any module; but what is frozen stays in evaluation mode: its statistics must not move."""
+        """As of any module; but what is frozen, and each norm that the user has put into evaluation mode by itself,
+        stays in that mode: its statistics must not move.
+        """
         super().train(mode)
         if self.frozen:
             self.network.eval()
             for head in self.network.heads[:-1]:
                 if any(parameter.requires_grad for parameter in head.parameters()):  # not one shared with the last
                     head.train(mode)
+        for norm in self._still:
+            norm.eval()
         return self
 
     def _run(
@@ -163,6 +168,20 @@ class Objective(nn.Module):
             shown.append(state if self.frozen else tree_map(_leaf, state))
             logits.append(self.network.answer(shown[-1], k))
         return logits, states, shown, tuple(residuals)
+
+
+def _held_still(network: nn.Module) -> tuple[nn.Module, ...]:
+    """Norms in evaluation mode within modules that are not: somebody has put them there one by one.
+
+    A network that is in evaluation mode as a whole, as `load_network` and `train` leave it, tells of no such wish.
+    """
+    return tuple(
+        norm
+        for module in network.modules()
+        if module.training
+        for norm in module.children()
+        if isinstance(norm, nn.modules.batchnorm._NormBase) and not norm.training
+    )
 
 
 def balance(weights: Float[Tensor, "n K"]) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:

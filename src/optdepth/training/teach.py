@@ -234,4 +234,4 @@ def _teach_one(
 def _unscale(first: torch.nn.Linear, centre: Float[Tensor, " c"], scale: Float[Tensor, " c"]) -> None:
     """Makes a layer that takes (x - centre) / scale one that takes x."""
     first.weight /= scale
-    first.bias -= first.weight @ centre
+    first.bias.sub_(first.weight @ centre)

@@ -7,7 +7,7 @@ from .conv import PooledConv
 from .kind import HeadKind, Place
 from .linear import PooledLinear
 from .mlp import PooledMLP
-from .pool import Pool
+from .pool import Pool, Real, RealTokens
 from .pooled import Pooled
 from .token import TokenHead
 
@@ -21,6 +21,8 @@ __all__ = [
     "PooledConv",
     "PooledLinear",
     "PooledMLP",
+    "Real",
+    "RealTokens",
     "TokenHead",
     "head_kind",
     "register",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ...errors import InputError
-from . import linear
+from . import linear, token
 from .kind import HeadKind, Place
 
 
@@ -16,7 +16,11 @@ def make(place: Place) -> nn.Module:
     except InputError as error:
         if place.answer.dim() == 2:
             return linear.make(place)
-        raise InputError(f"head='auto' at {place.name}: {error}; {place.instead}") from None
+        if place.per_token:
+            return token.make(place)
+        raise InputError(f"head='auto' at {place.name}: {error}; {place.other}") from None
 
 
-KIND = HeadKind("auto", "`own` where a copy fits the state, else `linear`", make)
+KIND = HeadKind(
+    "auto", "`own` where a copy fits the state, else `linear`, or `token` where every token has an answer", make
+)

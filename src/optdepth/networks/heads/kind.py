@@ -25,7 +25,8 @@ class Place:
         end: (n, ...) the hidden states after the last stage.
         work: FLOPs of the network without exits on the example, for kinds that keep to a share of it; infinite in
             networks whose widths are made for their heads.
-        pool: the mean of a state over its places, padding left out.
+        dimension: of the channels in the hidden tensor, 1 or -1.
+        averages: makes `pool`, or raises an InputError where it cannot be told what is padding.
         own: makes a copy of the network's own head that reads this state, untrained, or raises an InputError that says
             why it cannot.
     """
@@ -35,13 +36,23 @@ class Place:
     answer: Tensor
     end: Tensor
     work: float
-    pool: Pool
+    dimension: int
+    averages: Callable[[], Pool]
     own: Callable[[], nn.Module]
 
     @property
     def channels(self) -> int:
         """Of the state's hidden tensor."""
-        return hidden(self.state).shape[self.pool.channels]
+        return hidden(self.state).shape[self.dimension]
+
+    @property
+    def pool(self) -> Pool:
+        """The mean of a state over its places, padding left out.
+
+        Raises:
+            InputError: it cannot be told what is padding.
+        """
+        return self.averages()
 
     @property
     def classes(self) -> int:
@@ -55,10 +66,10 @@ class Place:
             InputError: it is none; the message names the kind of head that needs one.
         """
         x = hidden(self.state)
-        if x.dim() != 4 or self.end.dim() != 4 or self.pool.channels != 1:
+        if x.dim() != 4 or self.end.dim() != 4 or self.dimension != 1:
             raise InputError(
                 f"head={kind!r} needs maps (n, channels, height, width): at {self.name} the state is "
-                f"{tuple(x.shape)}; give head='auto', 'linear' or 'mlp'"
+                f"{tuple(x.shape)}; {self.instead}"
             )
         return x
 
@@ -74,17 +85,27 @@ class Place:
             )
 
     @property
-    def instead(self) -> str:
-        """What to ask for where a kind does not fit here."""
+    def per_token(self) -> bool:
+        """Whether the network answers at every token of the state."""
         x = hidden(self.state)
+        return self.answer.dim() == x.dim() == 3 and self.answer.shape[1] == x.shape[1]
+
+    @property
+    def other(self) -> str:
+        """What to ask for where a copy of the network's own head does not fit."""
         if self.answer.dim() == 2:
             return "give head='linear'"
-        if self.answer.dim() == x.dim() == 3 and self.answer.shape[1] == x.shape[1]:
-            return "give head='token'"
+        return "give head='token'" if self.per_token else f"no other kind of head answers {tuple(self.answer.shape)}"
+
+    @property
+    def instead(self) -> str:
+        """What to ask for where any other kind does not fit."""
+        if self.answer.dim() == 2 or self.per_token:
+            return self.other
         try:
             self.own()
         except InputError as error:
-            return f"a copy of the network's own head is all that could, and at {self.name} there is none, as {error}"
+            return f"only a copy of the network's own head answers so, and here {error}"
         return "give head='own'"
 
     def narrowed(self, make: Callable[[int], nn.Module], width: int, share: float) -> nn.Module:

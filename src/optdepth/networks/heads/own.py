@@ -13,7 +13,7 @@ def make(place: Place) -> nn.Module:
     try:
         return place.own()
     except InputError as error:
-        raise InputError(f"head='own' at {place.name}: {error}; {place.instead}") from None
+        raise InputError(f"head='own' at {place.name}: {error}; {place.other}") from None
 
 
 KIND = HeadKind("own", "a copy of all that the model has behind its last block, pooler included", make)

@@ -1,4 +1,4 @@
-"""Heads that read the mean of a state over its places and nothing else: it can be computed once and learned from often."""
+"""Heads that read the mean of a state over its places and nothing else: computed once, it is learned from often."""
 
 from __future__ import annotations
 

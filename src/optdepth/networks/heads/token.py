@@ -25,10 +25,10 @@ class TokenHead(nn.Module):
 def make(place: Place) -> nn.Module:
     """As wide as the state."""
     x = hidden(place.state)
-    if x.dim() != 3 or place.answer.dim() != 3:
+    if not place.per_token:
         raise InputError(
             f"head='token' needs states and answers (n, tokens, ...): at {place.name} the state is "
-            f"{tuple(x.shape)} and the answer {tuple(place.answer.shape)}"
+            f"{tuple(x.shape)} and the answer {tuple(place.answer.shape)}; {place.instead}"
         )
     return TokenHead(x.shape[-1], place.classes)
 
