@@ -189,8 +189,8 @@ class _Data:
             takes = test.takes(torch.zeros(1).numpy())
             raise InputError(
                 f"{samples:,} samples, half of calibration=, can show a loss of {percent(round(least, 4))} at the "
-                f"least with {percent(asked.confidence)} confidence; lose={asked.lose:g} takes about {2 * (takes or 0):,} "
-                "in calibration=: give more, or a larger lose="
+                f"least with {percent(asked.confidence)} confidence; lose={asked.lose:g} takes about "
+                f"{2 * (takes or 0):,} in calibration=: give more, or a larger lose="
             )
 
 
