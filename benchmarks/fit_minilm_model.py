@@ -41,7 +41,9 @@ def finetuned(data: Path, out: Path, epochs: int = EPOCHS, seed: int = 0) -> Pat
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps + 1, pct_start=0.1)
     generator, model = torch.Generator().manual_seed(seed), model.train()
     for step, rows in enumerate(_batches(sentences, epochs, generator)):
-        given = tokenizer([sentences[i] for i in rows], padding=True, truncation=True, max_length=WORDS, return_tensors="pt")
+        given = tokenizer(
+            [sentences[i] for i in rows], padding=True, truncation=True, max_length=WORDS, return_tensors="pt"
+        )
         loss = model(**given, labels=labels[rows]).loss
         optimizer.zero_grad()
         loss.backward()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .batch import Inputs
 from .errors import InputError
 from .export.bundle import Bundle, export
+from .fields import Fields
 from .files import rebuilding
 from .inference.clock import Clocked
 from .inference.engine import Answer, Engine
@@ -30,7 +31,7 @@ from .trace import Trace
 
 _FORMAT, _VERSION = "optdepth.early", 1
 _MAKE_IT = "make it with od.fit(...).save(folder)"
-_FILE = "early.safetensors"
+FILE = "early.safetensors"
 _TIMED = "timings."
 _TIMES = {"sizes": 1, "stages": 2, "looks": 2, "gathers": 2}
 """Arrays of `Timings` and their dimensions."""
@@ -216,7 +217,7 @@ class EarlyExit:
             "example": form,
             "made": asdict(self.made),
         }
-        write_tensors(folder / _FILE, {**tensors, **arrays}, about)  # last: without it the folder is none
+        write_tensors(folder / FILE, {**tensors, **arrays}, about)  # last: without it the folder is none
 
 
 def load(folder: str | Path, *, model: nn.Module) -> EarlyExit:
@@ -235,7 +236,7 @@ def load(folder: str | Path, *, model: nn.Module) -> EarlyExit:
         optdepth.errors.InputError: no such file: sentiment/early.safetensors; make it with od.fit(...).save(folder)
     """
     folder, again = Path(folder), _MAKE_IT
-    held, about = read_tensors(folder / _FILE, format=_FORMAT, version=_VERSION, make_it=again)
+    held, about = read_tensors(folder / FILE, format=_FORMAT, version=_VERSION, make_it=again)
     times = {name: held.take(f"{_TIMED}{name}", torch.float64, dims) for name, dims in _TIMES.items()}
     tensors = {name: value for name, value in held.held.items() if not name.startswith(_TIMED)}
     example = _unflat(tensors, about.take("example", Literal["tensor", "dict", "tuple"]))
@@ -249,7 +250,7 @@ def load(folder: str | Path, *, model: nn.Module) -> EarlyExit:
     of = about.take("network", str)
     if {network.fingerprint(), rule.origin.network, *(trace.network for trace in traces.values())} != {of}:
         raise InputError(f"{folder} holds files of two fits; {again}")
-    with rebuilding(folder / _FILE, again):
+    with rebuilding(folder / FILE, again):
         certificate = None
         if about.take("certificate", dict[str, Any] | None) is not None:
             told, of_rule = about.inner("certificate"), get_type_hints(Certificate)
@@ -267,8 +268,22 @@ def load(folder: str | Path, *, model: nn.Module) -> EarlyExit:
             timings=Timings(network.fingerprint(), threads=about.take("threads", tuple[int, ...], least=1), **times),
             heads=about.take("heads", dict[str, float], least=0, most=1),
             example=example,
-            made=Provenance(**{name: about.inner("made").take(name, kind) for name, kind in _MADE.items()}),
+            made=_made(about),
         )
+
+
+def made_of(folder: str | Path) -> Provenance:
+    """How what is in a folder was made, with nothing of it loaded but that.
+
+    Raises:
+        InputError: no such folder, or a damaged file.
+    """
+    _, about = read_tensors(Path(folder) / FILE, format=_FORMAT, version=_VERSION, make_it=_MAKE_IT)
+    return _made(about)
+
+
+def _made(about: Fields) -> Provenance:
+    return Provenance(**{name: about.inner("made").take(name, kind) for name, kind in _MADE.items()})
 
 
 def _flat(example: Inputs) -> tuple[dict[str, Tensor], Literal["tensor", "dict", "tuple"]]:

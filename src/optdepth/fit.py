@@ -7,14 +7,14 @@ Each step is a function of the library that can be called by hand with the same 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .batch import Inputs, hidden, select
 from .costs import flops
@@ -22,23 +22,19 @@ from .early import Asked, EarlyExit
 from .errors import InputError
 from .inference.clock import Clocked, clock
 from .inference.timings import Timings
+from .labelled import Given, Labelled
 from .networks import StagedNetwork, stage
+from .progress import shown_steps
 from .record import record
 from .report import Provenance
+from .splits import Splits
 from .stopping.certify import percent
 from .stopping.placed import placed
 from .stopping.risks import RiskTest
 from .stopping.rule import Rule
-from .tensors import TensorData, TensorSplit
-from .trace import Trace
+from .trace import Costs, Trace
 from .training.teach import check_labels, teach
 
-Labelled = tuple[Inputs, Tensor] | Iterable[Any]
-"""Inputs and labels, samples first; or batches of such, as a `DataLoader` makes them: pairs, or dicts with the labels
-under "labels" or "label". They are gone through more than once."""
-
-_ROWS = 64
-"""Samples a batch, where inputs and labels are given whole."""
 _SIZES = (1, 8, 32)
 """Batch sizes that are timed beside the one asked for."""
 _TIMED = 512
@@ -46,10 +42,11 @@ _TIMED = 512
 
 def fit(
     model: nn.Module,
+    data: Splits | None = None,
     *,
-    train: Labelled,
-    calibration: Labelled,
-    test: Labelled | None = None,
+    train: Given | None = None,
+    calibration: Given | None = None,
+    test: Given | None = None,
     lose: float | None = None,
     confidence: float = 0.95,
     budget: float | None = None,
@@ -69,7 +66,8 @@ def fit(
 
     Args:
         model: a classifier that `stage` can cut: of torchvision, timm, transformers, or your own.
-        train: labelled samples that the heads learn from; see `Labelled`. What the model was trained on will do.
+        data: all samples, as `load_data`, `load_text` and `TensorData` cut them; or the next three.
+        train: labelled samples that the heads learn from; see `Given`. What the model was trained on will do.
         calibration: others, like those that will be served. The model must not have been trained on them, or it is
             surer there than it will be. Half fit the rule and half show the promise where `lose` asks for one.
         test: others again, which judge and are timed; nothing else sees them.
@@ -98,143 +96,101 @@ def fit(
         torch.Size([64, 10])
     """
     asked = Asked(price, budget, lose, confidence)
-    given = {"train": train, "calibration": calibration} | ({} if test is None else {"test": test})
-    data = {name: _Data(name, each) for name, each in given.items()}
-    example = select(data["calibration"].first[0], torch.arange(min(4, len(data["calibration"].first[1]))))
+    given = _parts(data, train, calibration, test)
+    _check_enough(given, asked)
+    inputs, _ = given["fit"].first
+    example = select(inputs, torch.arange(min(4, len(hidden(inputs)))))
     network = stage(model, example=example, exits=exits, head=heads, blocks=blocks, seed=seed).eval()
     if len(network.exits) < 2:
         raise InputError(f"the model has one exit, {network.exits[0].name}: name more blocks to stop after")
-    for each in data.values():
+    for each in given.values():
         with torch.inference_mode():
             answer = network.full(each.first[0])
         check_labels(each.first[1], answer)
-    data["calibration"].enough(asked)
-    right = teach(network, data["train"], seed=seed, total=data["train"].batches, progress=progress)
-    timings = Timings.measure(network, data["calibration"].rows(batch), sizes=sorted({*_SIZES, batch}))
+    right = teach(network, given["train"], seed=seed, total=given["train"].batches, progress=progress)
+    timings = Timings.measure(network, given["fit"].rows(batch), sizes=sorted({*_SIZES, batch}))
     spent = timings.costs(batch) if costs == "clock" else flops(network, example)
-    traces = {name: record(network, each, spent.relative()) for name, each in data.items() if name != "train"}
-    fitting, certifying = _halves(traces["calibration"], asked, seed)
-    family = placed(fitting, seed=seed)
-    if "test" in traces:
-        family.check_unseen(traces["test"])
+    traces = _recorded(network, given, spent.relative(), asked, seed, progress)
+    family, certificate = placed(traces["fit"], seed=seed), None
+    for name in traces.keys() - {"fit"}:
+        family.check_unseen(traces[name])
     rule: Rule
-    certificate = None
-    if asked.lose is not None and certifying is not None:
+    if asked.lose is None:
+        rule = family.chosen(price=asked.price, budget=asked.budget)
+    else:
         certificate = family.certified(
-            certifying, risk=asked.lose, confidence=asked.confidence, measure="excess", seed=seed
+            traces["certify"], risk=asked.lose, confidence=asked.confidence, measure="excess", seed=seed
         )
         rule = certificate.rule
-    else:
-        rule = family.chosen(price=asked.price, budget=asked.budget)
-    inputs = data["test" if "test" in data else "calibration"].rows(_TIMED)
-    timed = _timed(network, rule, timings, inputs, batch, progress)
+    timed = _timed(network, rule, timings, given.get("test", given["fit"]).rows(_TIMED), batch, progress)
     settings = {"model": type(model).__name__, "heads": heads, "trunk": "as given", "batch": batch}
-    made = Provenance(("od.fit(...)",), _versions(), {"fit": seed}, settings)
     return EarlyExit(
-        network, family, rule, asked, certificate, certifying, traces.get("test"), timed, timings, right, example, made
+        network=network,
+        family=family,
+        rule=rule,
+        asked=asked,
+        certificate=certificate,
+        certify=traces.get("certify"),
+        test=traces.get("test"),
+        clock=timed,
+        timings=timings,
+        heads=right,
+        example=example,
+        made=Provenance(["od.fit(...)"], _versions(), {"fit": seed}, settings),
     )
 
 
-class _Data:
-    """Labelled samples as the user gave them, gone through as often as they are asked for.
-
-    Attributes:
-        first: the first batch.
-        batches: how many there are, where that is known.
-    """
-
-    def __init__(self, name: str, given: Labelled) -> None:
-        self.name, self.given = name, given
-        self.whole = isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Tensor)
-        if iter(given) is given:
-            raise InputError(
-                f"{name}= can be gone through only once; give a DataLoader, a list of batches, or (inputs, labels)"
-            )
-        found = next(iter(self), None)
-        if found is None:
-            raise InputError(f"{name}= holds no samples")
-        self.first = found
-
-    def __iter__(self) -> Iterator[tuple[Inputs, Tensor]]:
-        if self.whole:
-            inputs, labels = self.given
-            held = TensorSplit(inputs, labels, source="", rows=torch.arange(len(labels)).numpy())
-            return TensorData(self.name, {"all": held}).batches("all", _ROWS)
-        return (_pair(self.name, part) for part in self.given)
-
-    @property
-    def batches(self) -> int | None:
-        if self.whole:
-            return -(-len(self.given[1]) // _ROWS)  # type: ignore[index]
-        return len(self.given) if isinstance(self.given, Sized) else None
-
-    def rows(self, most: int) -> Inputs:
-        """The first samples, as many as there are up to `most`, of the width of the first batch or wider."""
-        parts, count = [], 0
-        for inputs, labels in islice(iter(self), most):
-            parts.append(inputs)
-            count += len(labels)
-            if count >= most:
-                break
-        return _joined(parts, most)
-
-    def enough(self, asked: Asked) -> None:
-        """Refuses fewer samples than a promise takes, where their number is known."""
-        if asked.lose is None or not self.whole:
-            return
-        samples = len(self.given[1]) // 2  # type: ignore[index]
-        test = RiskTest("excess", asked.lose, 1 - asked.confidence, False)
-        least = test.least(samples)
-        if least > asked.lose:
-            takes = test.takes(torch.zeros(1).numpy())
-            raise InputError(
-                f"{samples:,} samples, half of calibration=, can show a loss of {percent(round(least, 4))} at the "
-                f"least with {percent(asked.confidence)} confidence; lose={asked.lose:g} takes about "
-                f"{2 * (takes or 0):,} in calibration=: give more, or a larger lose="
-            )
+def _parts(
+    data: Splits | None, train: Given | None, calibration: Given | None, test: Given | None
+) -> dict[str, Labelled]:
+    """The samples by what they are for: `train`, `fit`, and where there are any `certify` and `test`."""
+    named = {"train": train, "calibration": calibration, "test": test}
+    there = [f"{name}=" for name, given in named.items() if given is not None]
+    if data is not None:
+        if there:
+            raise InputError(f"data= holds all samples, and {' and '.join(there)} more: give the one or the others")
+        return {name: Labelled.of_split(name, data, name) for name in ("train", "fit", "certify", "test")}
+    if train is None or calibration is None:
+        lacking = " and ".join(f"{name}=" for name in ("train", "calibration") if named[name] is None)
+        raise InputError(f"{lacking} is missing: give train= and calibration=, or all samples as data=")
+    parts = {"train": Labelled.of("train", train), "fit": Labelled.of("calibration", calibration)}
+    return parts if test is None else parts | {"test": Labelled.of("test", test)}
 
 
-def _pair(name: str, part: Any) -> tuple[Inputs, Tensor]:
-    """Inputs and labels of a batch as a loader made it."""
-    if isinstance(part, Mapping):
-        inputs = dict(part)
-        key = next((key for key in ("labels", "label") if key in inputs), None)
-        if key is None:
-            raise InputError(f'{name}= has batches without labels: {", ".join(inputs)}; give them under "labels"')
-        labels = inputs.pop(key)
-    elif isinstance(part, Sequence) and len(part) == 2:
-        inputs, labels = part
-        inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs
-    else:
-        raise InputError(f"{name}= has batches of {type(part).__name__}; give pairs (inputs, labels), or dicts")
-    if not isinstance(labels, Tensor):
-        raise InputError(f"{name}= has labels of {type(labels).__name__}; give a tensor (n,)")
-    return inputs, labels
-
-
-def _joined(parts: Sequence[Inputs], most: int) -> Inputs:
-    """Batches as one, padded with zeros to the widest, and cut to so many samples."""
-    from torch.utils._pytree import tree_map
-
-    def join(*tensors: Tensor) -> Tensor:
-        widest = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
-        padded = []
-        for tensor in tensors:
-            room = tensor.new_zeros(len(tensor), *widest)
-            room[(slice(None), *(slice(size) for size in tensor.shape[1:]))] = tensor
-            padded.append(room)
-        return torch.cat(padded)[:most]
-
-    joined: Inputs = tree_map(join, parts[0], *parts[1:])
-    return joined
-
-
-def _halves(trace: Trace, asked: Asked, seed: int) -> tuple[Trace, Trace | None]:
-    """The samples that fit the rule, and those that show the promise where one is asked for."""
+def _check_enough(given: Mapping[str, Labelled], asked: Asked) -> None:
+    """Refuses fewer samples than a promise takes, where their number is known."""
     if asked.lose is None:
-        return trace, None
-    fitting, certifying = trace.split(0.5, 0.5, seed=seed)
-    return fitting, certifying
+        return
+    half = "certify" not in given
+    held = given["fit" if half else "certify"]
+    if held.samples is None:
+        return
+    samples = held.samples // 2 if half else held.samples
+    test = RiskTest("excess", asked.lose, 1 - asked.confidence, False)
+    if (least := test.least(samples)) <= asked.lose:
+        return
+    takes = test.takes(np.zeros(1))
+    where = f"half of {held.name}=" if half else "of the split certify"
+    more = "" if takes is None else f"{asked.lose:g} takes about {takes * (2 if half else 1):,} of them; "
+    raise InputError(
+        f"lose={asked.lose:g}: {samples:,} samples, {where}, can show a loss of {percent(round(least, 4))} at the "
+        f"least with {percent(asked.confidence)} confidence; {more}give more, or a larger lose="
+    )
+
+
+def _recorded(
+    network: StagedNetwork, given: Mapping[str, Labelled], costs: Costs, asked: Asked, seed: int, progress: bool
+) -> dict[str, Trace]:
+    """What the samples meet, but for those that were learned from; `fit` halved where nothing else can certify."""
+    traces = {}
+    for name, each in given.items():
+        if name != "train":
+            feed = shown_steps(each, f"recording {each.name}", total=each.batches, shown=progress)
+            source, rows = ("", None) if each.split is None else (each.split.source, each.split.rows)
+            traces[name] = record(network, feed, costs, source=source, rows=rows if source else None)
+    if asked.lose is not None and "certify" not in traces:
+        traces["fit"], traces["certify"] = traces["fit"].split(0.5, 0.5, seed=seed)
+    return traces
 
 
 def _timed(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from .errors import InputError
 from .interrupts import interrupts
 from .libraries import library
 
-_FORMS = (
+FORMS = (
     "give timm:NAME, torchvision:NAME, hf:FOLDER (or its name on the hub), or FILE.py:FUNCTION, such as "
     "timm:efficientnet_b0 or my_code.py:make_model"
 )
@@ -35,6 +35,12 @@ class Pixels:
     resize: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def of_size(self, pixels: int | None) -> Pixels:
+        """The same with so many pixels cut out, and the shorter side in proportion; as it is for None."""
+        if pixels is None:
+            return self
+        return replace(self, image_size=pixels, resize=round(pixels * self.resize / self.image_size))
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ def open_model(name: str, *, weights: bool = True) -> Source:
             raise InputError(f"{name} returned a {type(found).__name__}, not a torch module")
         return Source(name, found.eval(), None)
     if kind not in _OPEN or not which:
-        raise InputError(f"model {name!r}: {_FORMS}")
+        raise InputError(f"model {name!r}: {FORMS}")
     try:
         model, reads = _OPEN[kind](which, weights)
     except InputError:
@@ -85,7 +91,7 @@ def open_model(name: str, *, weights: bool = True) -> Source:
         if interrupts(error):
             raise
         reason = " ".join(str(error).split())
-        raise InputError(f"cannot open {name} ({reason:.200}); {_FORMS}") from error
+        raise InputError(f"cannot open {name} ({reason:.200}); {FORMS}") from error
     return Source(name, model.eval(), reads)
 
 

@@ -58,7 +58,7 @@ def load_text(
         apart = found["train"].train_test_split(_TEST, seed=seed)
         found = {"train": apart["train"], "test": apart["test"]}
     numbers = _numbered(found, label, name)
-    made = {key: (_tokens(table, tokenizer, text, length, name), numbers[key]) for key, table in found.items()}
+    made = {key: (tokens(table, tokenizer, text, length, name), numbers[key]) for key, table in found.items()}
     shares = {"fit": 0.15 if fit is None else fit, "certify": 0.15 if certify is None else certify}
     return TensorData.of(Path(name).name, made["train"], made["test"], seed=seed, **shares)
 
@@ -80,10 +80,14 @@ def _numbered(tables: dict[str, datasets.Dataset], label: str, name: str) -> dic
     return {key: torch.tensor(values, dtype=torch.int64) for key, values in held.items()}
 
 
-def _tokens(
+def tokens(
     table: datasets.Dataset, tokenizer: Callable[..., Any], text: str, length: int, name: str
 ) -> dict[str, Tensor]:
-    """What the tokenizer makes of the sentences, all of one width."""
+    """What the tokenizer makes of the sentences of a table, all of one width.
+
+    Raises:
+        InputError: a cell of the column holds no text.
+    """
     sentences = table[text][:]
     bad = next((i for i, each in enumerate(sentences) if not isinstance(each, str)), None)
     if bad is not None:
