@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import optdepth as od
 from checker import unchecked
 from optdepth.early import Asked, EarlyExit
+from optdepth.stopping.evaluate import applied
 
 CLASSES, WIDTH = 3, 8
 
@@ -117,7 +118,7 @@ def test_its_page_is_written_and_says_what_was_promised(early: EarlyExit, tmp_pa
 def test_a_budget_is_kept_and_prices_are_had_at_run_time() -> None:
     early = fitted(lose=None, budget=0.9)
     assert early.certificate is None
-    assert od.evaluate(early.rule, early.family.trace).cost <= 0.9
+    assert applied(early.rule, early.family.trace).cost <= 0.9
     inputs, _ = TEST
     assert early(inputs, price=100.0).exit.max() == 0
 

@@ -25,6 +25,7 @@ LAYERS: tuple[set[str], ...] = (
     {"runs", "flows", "fits"},
     {"workflow"},
     {"cli"},
+    {"__main__"},
 )
 """From the ground up; what stands on one floor does not know its neighbours."""
 FLOOR = {room: floor for floor, rooms in enumerate(LAYERS) for room in rooms}

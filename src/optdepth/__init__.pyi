@@ -13,12 +13,11 @@ from .inference.stream import stream
 from .inference.timings import Timings, latency
 from .networks import StagedNetwork, load_network, resnet, stage
 from .record import record
-from .stopping.baselines import confidence, entropy, patience
+from .stopping.baselines import confidence, patience
 from .stopping.bounds import gap
 from .stopping.evaluate import evaluate
 from .stopping.family import Family
 from .stopping.finite import finite_depth
-from .stopping.lookahead import lookahead
 from .stopping.placed import placed
 from .stopping.rule import Rule
 from .stopping.snell import snell
@@ -45,7 +44,6 @@ __all__ = [
     "Timings",
     "Trace",
     "confidence",
-    "entropy",
     "evaluate",
     "finite_depth",
     "fit",
@@ -56,7 +54,6 @@ __all__ = [
     "load",
     "load_data",
     "load_network",
-    "lookahead",
     "patience",
     "placed",
     "record",

@@ -93,6 +93,12 @@ class EarlyExit:
         heads: by exit, share of held-out training samples that its head answers right.
         example: inputs as the model takes them.
         made: versions, seeds and settings, word for word.
+
+    Example:
+        >>> early = od.fit(classifier, data, price=0.2, costs="flops", progress=False)
+        >>> early.save("kept")
+        >>> bool((od.load("kept", model=classifier)(images).exit == early(images).exit).all())
+        True
     """
 
     network: StagedNetwork
@@ -230,10 +236,9 @@ def load(folder: str | Path, *, model: nn.Module) -> EarlyExit:
         InputError: no such folder, damaged files, files of several fits, or another model.
 
     Example:
-        >>> od.load("sentiment", model=classifier)
-        Traceback (most recent call last):
-        ...
-        optdepth.errors.InputError: no such file: sentiment/early.safetensors; make it with od.fit(...).save(folder)
+        >>> od.fit(classifier, data, price=0.2, costs="flops", progress=False).save("again")
+        >>> od.load("again", model=classifier).asked.price
+        0.2
     """
     folder, again = Path(folder), _MAKE_IT
     held, about = read_tensors(folder / FILE, format=_FORMAT, version=_VERSION, make_it=again)

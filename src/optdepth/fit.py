@@ -88,10 +88,7 @@ def fit(
             that cannot be staged; before any long step where it can be known then.
 
     Example:
-        >>> table = images, labels
-        >>> early = od.fit(
-        ...     classifier, train=table, calibration=(more, their_labels), budget=0.9, blocks="blocks",
-        ...     costs="flops", progress=False)
+        >>> early = od.fit(classifier, data, price=0.2, costs="flops", progress=False)
         >>> early(images).logits.shape
         torch.Size([64, 10])
     """
