@@ -56,7 +56,7 @@ def page(given: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str
     shade = lambda i: Image.new("L", (8, 8), i % 256)  # noqa: E731
     labels = [f"digit {i % 10}" for i in range(len(given["test"]))]
     clock = [Clocked("placed", 64, full=2.125, engine=1.5, speedup=1.43, saving=1.79, threads=1)]
-    write_report(path, **given, images=shade, labels=labels, clock=clock)
+    write_report(path, **given, show=shade, labels=labels, clock=clock)
     return path.read_text()
 
 
@@ -156,7 +156,7 @@ def test_hostile_text_is_shown_not_run(tmp_path: Path) -> None:
     given |= {"title": HOSTILE, "names": [HOSTILE, "</svg>-->$"], "made": Provenance([HOSTILE], {HOSTILE: HOSTILE}, {})}
     given["rules"][HOSTILE] = FixedDepth(Origin(given["fit"].costs), 0)
     labels = [HOSTILE] * len(given["test"])
-    write_report(tmp_path / "page.html", **given, images=lambda i: Image.new("RGB", (300, 200)), labels=labels)
+    write_report(tmp_path / "page.html", **given, show=lambda i: Image.new("RGB", (300, 200)), labels=labels)
     page = (tmp_path / "page.html").read_text()
     assert "<script" not in page
     assert page.count("</svg>") == 3

@@ -22,6 +22,9 @@ The public names are listed in `__init__.pyi`; each is imported when it is first
 had without the weight of training, and the command line answers at once.
 """
 
+from importlib.metadata import version as _version
+
 import lazy_loader
 
+__version__ = _version("optdepth")
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -27,6 +27,8 @@ from .trace import Costs, Trace
 from .training.depth_loss import DepthLoss
 from .training.loop import train
 
+__version__: str
+
 __all__ = [
     "Costs",
     "Decoder",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from .batch import Inputs
@@ -41,6 +42,10 @@ _MADE = {
     "seeds": dict[str, int],
     "training": dict[str, Any],
 }
+
+
+Layout = Literal["as given", "channels last"]
+"""Of images and their states in memory."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,7 @@ class EarlyExit:
         clock: time on this machine, by batch size; without test samples empty.
         timings: of stages and looks, by batch size, which the engine cuts and gathers batches by.
         heads: by exit, share of held-out training samples that its head answers right.
+        layout: of images in memory, in which the network runs.
         example: inputs as the model takes them.
         made: versions, seeds and settings, word for word.
 
@@ -111,6 +117,7 @@ class EarlyExit:
     clock: tuple[Clocked, ...]
     timings: Timings
     heads: Mapping[str, float]
+    layout: Layout
     example: Inputs
     made: Provenance
     _engines: dict[float, Engine] = field(default_factory=dict, repr=False)
@@ -167,8 +174,18 @@ class EarlyExit:
         said += [f"{row.speedup:.2f}x as fast here at batch {row.batch}" for row in self.clock]
         return said or [f"{self.rule.origin.price:g} a full pass"]
 
-    def report(self, path: str | Path) -> Path:
+    def report(
+        self,
+        path: str | Path,
+        *,
+        show: Callable[[int], Image.Image | str] | None = None,
+        labels: Sequence[str] | None = None,
+    ) -> Path:
         """Writes one self-contained HTML page about it.
+
+        Args:
+            show: the picture or the text of the test sample at a position; some are then shown.
+            labels: what to call each test sample, its right class for example.
 
         Raises:
             InputError: there are no test samples to report on, or the rule has no price to compare others at.
@@ -180,7 +197,7 @@ class EarlyExit:
             raise InputError("nothing was gained, so there is no rule to report on; give more samples or another aim")
         write_report(
             path,
-            title=f"How deep is deep enough? {self.made.training['model']} with {len(self.network.exits)} exits",
+            title=f"{self.made.training['model']}, stopping early",
             names=[exit.name for exit in self.network.exits],
             fit=self.family.trace,
             test=self.test,
@@ -188,7 +205,10 @@ class EarlyExit:
             price=price,
             certify=self.certify,
             made=self.made,
-            clock=self.clock,
+            show=show,
+            labels=labels,
+            clock=[replace(row, method=SOLVED) for row in self.clock],
+            promise=f"{str(self)[0].upper()}{str(self)[1:]}.",
         )
         return Path(path)
 
@@ -220,6 +240,7 @@ class EarlyExit:
             "clock": [asdict(row) for row in self.clock],
             "threads": list(self.timings.threads),
             "heads": dict(self.heads),
+            "layout": self.layout,
             "example": form,
             "made": asdict(self.made),
         }
@@ -245,7 +266,8 @@ def load(folder: str | Path, *, model: nn.Module) -> EarlyExit:
     times = {name: held.take(f"{_TIMED}{name}", torch.float64, dims) for name, dims in _TIMES.items()}
     tensors = {name: value for name, value in held.held.items() if not name.startswith(_TIMED)}
     example = _unflat(tensors, about.take("example", Literal["tensor", "dict", "tuple"]))
-    network = load_network(folder / "network", model=model, example=example)
+    layout = about.take("layout", Layout)
+    network = in_layout(load_network(folder / "network", model=model, example=example), layout)
     traces = {
         name: Trace.load(folder / "traces" / f"{name}.safetensors")
         for name in ("fit", "certify", "test")
@@ -272,9 +294,17 @@ def load(folder: str | Path, *, model: nn.Module) -> EarlyExit:
             clock=about.take("clock", tuple[Clocked, ...]),
             timings=Timings(network.fingerprint(), threads=about.take("threads", tuple[int, ...], least=1), **times),
             heads=about.take("heads", dict[str, float], least=0, most=1),
+            layout=layout,
             example=example,
             made=_made(about),
         )
+
+
+def in_layout(network: StagedNetwork, layout: Layout) -> StagedNetwork:
+    """The network, its weights laid out so; states then follow them."""
+    if layout == "channels last":
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing from torch's stubs
+    return network
 
 
 def made_of(folder: str | Path) -> Provenance:

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, runtime_checkable
 
 from .batch import hidden
-from .data import load_data
+from .data import ImageSplit, load_data
 from .early import FILE, EarlyExit, load, made_of
 from .errors import InputError
 from .fit import fit
 from .inference.clock import Clocked, clock
 from .labelled import Labelled
 from .progress import shown_steps
-from .report import Provenance
+from .report import Provenance, Shown
 from .sources import Pixels, Source, called, open_model
-from .splits import Splits
+from .splits import Split, Splits
 from .stopping.evaluate import evaluate
 from .stopping.methods import METHODS
 from .stopping.rule import FixedDepth, Origin
+from .tensors import TensorSplit
 from .texts import load_text
 from .unlabelled import unlabelled
+
+
+@runtime_checkable
+class Lines(Protocol):
+    """What text is written to: a file, or stdout."""
+
+    def write(self, text: str, /) -> int: ...
 
 
 def is_fit(folder: Path) -> bool:
@@ -125,8 +134,31 @@ def opened(folder: Path, model: str | None) -> EarlyExit:
 
 
 def report_fit(folder: Path, model: str | None) -> Path:
-    """Writes `report.html` into the folder, with test samples to look at where the data are still there."""
-    return opened(folder, model).report(folder / "report.html")
+    """Writes `report.html` into the folder, with test samples to look at where they can be shown."""
+    source = source_of(folder, model)
+    early = load(folder, model=source.model)
+    if early.test is None or "data" not in early.made.training:
+        return early.report(folder / "report.html")
+    held = _same_data(folder, source).splits["test"]
+    show = shown(held, source)
+    names = getattr(getattr(source.model, "config", None), "id2label", None) or {}
+    labels = (
+        None
+        if show is None
+        else [str(names.get(label, label)) for label in (int(held[i][1]) for i in range(len(held)))]
+    )
+    return early.report(folder / "report.html", show=show, labels=labels)
+
+
+def shown(held: Split, source: Source) -> Callable[[int], Shown] | None:
+    """What shows a sample of a split: its picture, or the text that its tokens say; None where neither is known."""
+    if isinstance(held, ImageSplit):
+        return held.image
+    decode = getattr(source.reads, "decode", None)
+    if decode is None or not isinstance(held, TensorSplit) or not isinstance(held.inputs, dict):
+        return None
+    tokens = held.inputs["input_ids"]
+    return lambda i: str(decode(tokens[i], skip_special_tokens=True))
 
 
 def judged(early: EarlyExit) -> dict[str, Any]:
@@ -198,7 +230,7 @@ def _same_data(folder: Path, source: Source) -> Splits:
 
 
 def predict_run(
-    folder: Path, out: TextIO, *, model: str | None, data: str, text: str | None, batch: int, progress: bool
+    folder: Path, out: Lines, *, model: str | None, data: str, text: str | None, batch: int, progress: bool
 ) -> int:
     """Writes a line for each input, as CSV: its number, the class, how sure it is, the exit and the cost.
 

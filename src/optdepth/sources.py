@@ -147,6 +147,7 @@ def _transformers(which: str, weights: bool) -> tuple[nn.Module, Pixels | Callab
     if which.startswith((".", "/", "~")) and not folder.is_dir():
         raise InputError(f"no such folder: {folder}; give hf:FOLDER or hf:OWNER/NAME")
     transformers: Any = library("transformers")
+    transformers.utils.logging.disable_progress_bar()  # which a folder on a disk does not need
     config = transformers.AutoConfig.from_pretrained(which)
     sees = any("ImageClassification" in each for each in config.architectures or ())
     auto = transformers.AutoModelForImageClassification if sees else transformers.AutoModelForSequenceClassification

@@ -30,7 +30,7 @@ app = typer.Typer(
 screen, margin = Console(), Console(stderr=True)
 
 
-def _version(asked: bool) -> None:
+def _version(asked: bool | None) -> None:
     if asked:
         screen.print(f"optdepth {version('optdepth')}", highlight=False)
         raise typer.Exit
@@ -39,8 +39,8 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _options(
     _: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
+        bool | None, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = None,
 ) -> None:
     """What may be said without a command; the help is the application's."""
 
