@@ -149,7 +149,7 @@ def _examples(study: Study, show: Callable[[int], Shown], labels: Sequence[str] 
             Example(
                 when=when,
                 picture="" if isinstance(seen, str) else address(seen, _PIXELS),
-                text=text if len(text) <= _LETTERS else f"{text[:_LETTERS]} …",
+                text=text if len(text) <= _LETTERS else f"{text[:_LETTERS].rstrip()} …",
                 label="" if labels is None else labels[i],
                 exit=study.names[k],
                 cost=float(study.solved.costs[i]) / study.full.cost,
