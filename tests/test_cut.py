@@ -24,7 +24,7 @@ from optdepth.networks import (
     stage,
 )
 from optdepth.networks.attach import choose
-from zoo import build, images, tokens
+from zoo import build, images, some_slow, tokens
 
 
 def checked(model: nn.Module, example: Any, **options: Any) -> StagedNetwork:
@@ -277,7 +277,7 @@ def test_heads() -> None:
         stage(convnet, example=example, head="big")
 
 
-@pytest.mark.parametrize("name", ["torchvision resnext", "timm convnext", "transformers resnet"])
+@pytest.mark.parametrize("name", ["torchvision resnext", *some_slow("timm convnext", "transformers resnet")])
 def test_branches_cost_a_tenth_at_most_and_end_on_the_last_map(name: str) -> None:
     model, example = build(name)
     network = stage(model, example=example, head="branch", exits="all", seed=0)

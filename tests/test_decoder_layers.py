@@ -8,13 +8,16 @@ from optdepth.inference.decoding import Decoder, token_flops
 from optdepth.networks.work import counted
 from optdepth.stopping.rule import FixedDepth, Origin
 from writers import COSTS, halving, prompts, shared_writer
-from zoo import TUPLES
+from zoo import TUPLES, some_slow
 
 PROMPT = prompts(4)
 """As many sequences as there are heads, so that one is not taken for the other."""
+ALWAYS = ("gptj", "mpt")
+"""Of all families these are always run: one with parallel parts, one with a mask of its own kind."""
+FAMILIES = [*ALWAYS, *some_slow(*(name for name in TUPLES if name not in ALWAYS))]
 
 
-@pytest.mark.parametrize("name", TUPLES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_at_full_depth_the_text_is_the_models_own(name: str) -> None:
     model, network = shared_writer(name)
     text = Decoder(model, network, FixedDepth(Origin(COSTS, network.fingerprint()), 3)).generate(PROMPT, 8)
@@ -22,7 +25,7 @@ def test_at_full_depth_the_text_is_the_models_own(name: str) -> None:
     assert torch.equal(text.tokens, own[:, 6:])
 
 
-@pytest.mark.parametrize("name", TUPLES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_what_is_written_is_what_states_handed_on_say_alone_as_among_others(name: str) -> None:
     model, network = shared_writer(name)
     decoder = Decoder(model, network, halving(network))
@@ -37,7 +40,7 @@ def test_what_is_written_is_what_states_handed_on_say_alone_as_among_others(name
 
 
 # MPT's own mask makes NaN of a row that is all padding, in double precision.
-@pytest.mark.parametrize("name", [name for name in TUPLES if name != "mpt"])
+@pytest.mark.parametrize("name", ["gptj", *some_slow(*(name for name in TUPLES if name not in ALWAYS))])
 def test_padding_on_the_left_changes_nothing_and_the_parts_cost_what_the_model_does(name: str) -> None:
     model, network = shared_writer(name)
     decoder = Decoder(model, network, halving(network))

@@ -58,7 +58,7 @@ def test_a_bundle_answers_as_a_network_in_half_precision(setting: Setting, kind:
     assert len(np.unique(expected.exit)) == 3
 
 
-@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_a_bundle_of_an_encoder_in_half_precision(kind: torch.dtype, tmp_path: Path) -> None:
     network, batches = speaking("transformers bert").to(kind), [tokens((9, 5, 7) * 4), tokens((12, 3, 8) * 4)]
     with torch.no_grad():

@@ -181,6 +181,7 @@ def test_it_is_no_worse_than_the_best_fixed_number_of_steps(trained: Trained) ->
     assert lead.mean() > -3 * lead.std() / np.sqrt(len(lead))
 
 
+@pytest.mark.slow
 def test_the_finite_depth_report_holds_on_cross_entropy(trained: Trained) -> None:
     """One head, shared, after a 1-Lipschitz mean: no recorded step breaks what bound (C) derives from that."""
     nats = trained.record(trained.recorded, "fit", trained.fit.costs, loss=cross_entropy)

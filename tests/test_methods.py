@@ -68,6 +68,7 @@ def test_it_is_solved_on_the_command_line(own: str, tmp_path: Path, monkeypatch:
     assert run.rules()[own].features == ("margin",)
 
 
+@pytest.mark.slow
 def test_it_is_in_the_pictures_and_the_tables_of_the_report(own: str, tmp_path: Path) -> None:
     fit, test = noisy_trace(1_000, exits=3).split(0.4, 0.6, seed=0)
     rules = {name: method_of(name).solve(fit).at(PRICE) for name in ("placed", own)}

@@ -189,6 +189,7 @@ def test_other_names_and_another_order_are_the_same_samples(run: Run) -> None:
         np.testing.assert_array_equal(trace.rows, before[split].rows)
 
 
+@pytest.mark.slow
 def test_a_network_trained_anew_needs_new_traces_and_new_rules(run: Run) -> None:
     for name in ("checkpoint.safetensors", "training.json"):
         (run.folder / name).unlink()

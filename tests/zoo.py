@@ -43,6 +43,11 @@ def _torchvision() -> None:
         importlib.import_module("torchvision")
 
 
+def some_slow(*names: str) -> list[Any]:
+    """Parameters of a test that are run only with `-m slow`: more of a kind of which one is always run."""
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 _SCHEMAS = torch.library.Library("torchvision", "FRAGMENT")
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
 DEEP = {"num_hidden_layers": 4}
