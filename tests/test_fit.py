@@ -1,5 +1,6 @@
 """`fit`: what a user gets of a model and data in one call, and what is refused before any long step."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,30 @@ def test_an_aim_is_one() -> None:
     assert Asked(lose=0.01).confidence == 0.95
     with pytest.raises(od.InputError, match=r"got lose=0\.01 and price=0\.1|got price=0\.1 and lose=0\.01"):
         Asked(lose=0.01, price=0.1)
+
+
+def test_what_is_pushed_to_the_hub_comes_back(
+    early: EarlyExit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub is a folder here: what is sent there, and under which name, is what matters."""
+    sent: dict[str, str] = {}
+
+    def upload(self: object, *, repo_id: str, folder_path: str, commit_message: str) -> None:
+        shutil.copytree(folder_path, tmp_path / repo_id)
+        sent[repo_id] = commit_message
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda self, name, private, exist_ok: None)
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: str(tmp_path / name))
+    early.push_to_hub("me/reviews")
+    assert sent["me/reviews"].startswith("loses at most 1 point")
+    assert str(od.from_hub("me/reviews", model=classifier())) == str(early)
+    with pytest.raises(od.InputError, match="no such file"):
+        od.from_hub("me/nothing", model=classifier())
+
+
+def test_a_hub_that_is_out_of_reach_is_one_line(early: EarlyExit) -> None:
+    for call in (lambda: early.push_to_hub("me/reviews"), lambda: od.from_hub("me/reviews", model=classifier())):
+        with pytest.raises(od.InputError, match="the hub refuses me/reviews") as caught:
+            call()
+        assert "\n" not in str(caught.value)

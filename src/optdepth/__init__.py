@@ -3,10 +3,10 @@
     network --record--> Trace --solve--> Rule
     Engine(network, rule)(inputs) -> Answer
 
-    fit, EarlyExit, load                            a model and data to one that stops early, in one call
+    fit, EarlyExit, load, from_hub                  a model and data to one that stops early, in one call
     stage, resnet, load_data, TensorData            networks with exits, and data in splits
     train, DepthLoss                                trained, where they are not yet
-    record, flops, latency, Costs, Trace            what every sample meets at every exit, and what that costs
+    record, flops, Costs, Trace                     what every sample meets at every exit, and what that costs
     snell, placed, stationary                       families of solved rules
     confidence, patience                            families of thresholds, tuned
     Family, Rule, evaluate, gap, finite_depth       rules by price or budget, certified, judged, bounded

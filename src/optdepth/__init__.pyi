@@ -3,14 +3,14 @@ from .continuous.obstacle import free_boundary
 from .continuous.problem import StoppingProblem
 from .costs import flops
 from .data import load_data
-from .early import EarlyExit, load
+from .early import EarlyExit, from_hub, load
 from .errors import InputError
 from .fit import fit
 from .inference.decoding import Decoder
 from .inference.engine import Engine
 from .inference.monitor import Monitor
 from .inference.stream import stream
-from .inference.timings import Timings, latency
+from .inference.timings import Timings
 from .networks import StagedNetwork, load_network, resnet, stage
 from .record import record
 from .stopping.baselines import confidence, patience
@@ -51,8 +51,8 @@ __all__ = [
     "fit",
     "flops",
     "free_boundary",
+    "from_hub",
     "gap",
-    "latency",
     "load",
     "load_data",
     "load_network",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_type_hints
 
+import huggingface_hub
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -20,6 +23,7 @@ from .files import rebuilding
 from .inference.clock import Clocked
 from .inference.engine import Answer, Engine
 from .inference.timings import Timings
+from .interrupts import interrupts
 from .networks import StagedNetwork, load_network
 from .report import Provenance, write_report
 from .stopping.certify import Certificate, percent
@@ -33,6 +37,8 @@ from .trace import Trace
 _FORMAT, _VERSION = "optdepth.early", 1
 _MAKE_IT = "make it with od.fit(...).save(folder)"
 FILE = "early.safetensors"
+_WAIT = 10.0
+"""Seconds for the hub to answer."""
 _TIMED = "timings."
 _TIMES = {"sizes": 1, "stages": 2, "looks": 2, "gathers": 2}
 """Arrays of `Timings` and their dimensions."""
@@ -216,6 +222,21 @@ class EarlyExit:
         """Writes network and rule as a bundle that is served without torch, checked against the engine."""
         return export(self.network, self.rule, self.example, folder, progress=progress)
 
+    def push_to_hub(self, name: str, *, private: bool = True) -> None:
+        """Saves it in a repository of the Hugging Face hub, which is made where it is not there; see `from_hub`.
+
+        Args:
+            name: owner/name.
+
+        Raises:
+            InputError: the hub cannot be reached, or refuses.
+        """
+        with TemporaryDirectory() as folder, _hub(name):
+            self.save(folder)
+            api = huggingface_hub.HfApi()
+            api.create_repo(name, private=private, exist_ok=True)
+            api.upload_folder(repo_id=name, folder_path=folder, commit_message=str(self)[:200])
+
     def save(self, folder: str | Path) -> None:
         """Writes all of it into a folder: weights, rule, traces, certificate, what was measured. `load` reads it."""
         folder = Path(folder)
@@ -298,6 +319,43 @@ def load(folder: str | Path, *, model: nn.Module) -> EarlyExit:
             example=example,
             made=_made(about),
         )
+
+
+def from_hub(name: str, *, model: nn.Module) -> EarlyExit:
+    """What `EarlyExit.push_to_hub` saved. What comes from there is data and no code: see `load`.
+
+    Args:
+        name: owner/name.
+        model: of the architecture that was fitted; it gets the weights that were saved.
+
+    Raises:
+        InputError: the hub cannot be reached or has no such repository, or as `load` raises.
+
+    Example:
+        >>> od.from_hub("nobody/nothing", model=classifier)
+        Traceback (most recent call last):
+        ...
+        optdepth.errors.InputError: the hub refuses nobody/nothing ...
+    """
+    with _hub(name):
+        folder = huggingface_hub.snapshot_download(name, allow_patterns=["*.safetensors"], etag_timeout=_WAIT)
+    return load(folder, model=model)
+
+
+@contextmanager
+def _hub(name: str) -> Iterator[None]:
+    """Makes one line of what the hub, and what it speaks through, raise."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if interrupts(error):
+            raise
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise InputError(
+            f"the hub refuses {name} ({reason:.150}); give OWNER/NAME and a network, and log in with `hf auth login`"
+        ) from error
 
 
 def in_layout(network: StagedNetwork, layout: Layout) -> StagedNetwork:

@@ -187,7 +187,7 @@ def latency(
         repeats: passes timed, of which the median counts.
 
     Example:
-        >>> od.latency(network, images[:8], repeats=1).unit
+        >>> latency(network, images[:8], repeats=1).unit
         'ms a sample at batch 8, ...
     """
     batch = len(hidden(plain(example)))
