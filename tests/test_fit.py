@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import optdepth as od
 from checker import unchecked
 from optdepth.early import Asked, EarlyExit
+from optdepth.fit import _best
 from optdepth.stopping.evaluate import applied
 
 CLASSES, WIDTH = 3, 8
@@ -115,6 +116,20 @@ def test_its_page_is_written_and_says_what_was_promised(early: EarlyExit, tmp_pa
     page = early.report(tmp_path / "page.html").read_text()
     assert "Classifier, stopping early" in page
     assert "Loses at most 1 point to the full model (95% sure, 800 samples)" in page
+
+
+def test_the_kind_of_head_is_tried_and_said(early: EarlyExit) -> None:
+    """A linear head answers all of these, so nothing dearer is taken."""
+    told = early.made.training
+    assert told["heads"] == "linear"
+    assert told["linear heads, held-out accuracy"] == "100.00%", "its weights are the classes' own directions"
+    assert "mlp heads, held-out accuracy" in told
+
+
+def test_a_dearer_head_is_taken_where_it_answers_clearly_more() -> None:
+    same = {"linear": {"a": 0.7, "b": 0.8, "last": 0.9}, "mlp": {"a": 0.7, "b": 0.805, "last": 0.9}}
+    assert _best(same) == "linear"
+    assert _best({**same, "mlp": {"a": 0.7, "b": 0.9, "last": 0.9}}) == "mlp"
 
 
 def test_a_budget_is_kept_and_prices_are_had_at_run_time() -> None:

@@ -177,7 +177,9 @@ class EarlyExit:
             )
         elif found is not None:
             said.append(f"{found.cost / full:.2f} of its cost")
-        said += [f"{row.speedup:.2f}x as fast here at batch {row.batch}" for row in self.clock]
+        if self.clock:
+            times = [f"{row.speedup:.2f} at batch {row.batch}" for row in self.clock]
+            said.append(f"times as fast on this machine: {', '.join(times)}")
         return said or [f"{self.rule.origin.price:g} a full pass"]
 
     def report(

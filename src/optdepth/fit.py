@@ -11,7 +11,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from .inference.clock import Clocked, Serve, clock, times
 from .inference.timings import Timings
 from .labelled import Given, Labelled
 from .networks import StagedNetwork, stage
+from .networks.heads import head_kind
 from .progress import shown_steps
 from .record import record
 from .report import Provenance
@@ -35,11 +36,15 @@ from .stopping.risks import RiskTest
 from .stopping.rule import Rule
 from .threads import ThreadChoice
 from .trace import Costs, Trace
-from .training.teach import check_labels, teach
+from .training.teach import Lessons, check_labels, teach
 
 _SIZES = (1, 8, 32)
 """Batch sizes that are timed beside the one asked for."""
 _TIMED = 512
+_KINDS = ("linear", "mlp")
+"""Kinds of heads that are tried, the cheapest first."""
+_CLEARLY = 0.003
+"""Accuracy that a dearer head must gain on average."""
 _TURNS = 5
 _WORTH = 0.97
 """Another layout is taken where it needs less than this share of the time."""
@@ -57,7 +62,7 @@ def fit(
     budget: float | None = None,
     price: float | None = None,
     exits: Literal["auto", "all"] | int | Sequence[str] = "all",
-    heads: str = "mlp",
+    heads: str = "auto",
     blocks: str | Sequence[str] | None = None,
     batch: int = 32,
     costs: Literal["clock", "flops"] = "clock",
@@ -82,8 +87,9 @@ def fit(
         budget: mean cost a sample, as a share of the full model's.
         price: loss that a full pass of the model is worth: 0.05 spends a pass to save 5 points of error.
         exits, blocks: as in `stage`.
-        heads: of the early exits, kinds that read a mean over places; of several, joined by "+", the placement search
-            takes at each exit what is worth its cost, one or more or none.
+        heads: of the early exits. "auto" teaches linear ones and ones with a hidden layer, and takes the latter where
+            they answer more of the held-out training samples right; "linear" or "mlp" is that kind. Of "linear+mlp"
+            both are put at each exit, and the placement search takes what is worth its cost.
         batch: size of the batches that will be served; the clock is read at it.
         costs: by the clock of this machine, or by floating point operations, which are the same on every machine but
             say little of the time: the first half of a network's may take two thirds of its time, or a third.
@@ -103,19 +109,11 @@ def fit(
     _check_enough(given, asked)
     inputs, _ = given["fit"].first
     example = select(inputs, torch.arange(min(4, len(hidden(inputs)))))
-    staged: dict[str, Any] = {"example": example, "exits": exits, "head": heads, "blocks": blocks, "seed": seed}
-    network, given_way = stage(model, **staged).eval(), None
-    if len(network.exits) < 2:
-        raise InputError(f"the model has one exit, {network.exits[0].name}: name more blocks to stop after")
-    for each in given.values():
-        with torch.inference_mode():
-            answer = network.full(each.first[0])
-        check_labels(each.first[1], answer)
-    layout: Layout = "as given"
-    if _pays(model, given["fit"].rows(batch)):
-        layout, given_way = "channels last", network.full
-        network = in_layout(stage(copy.deepcopy(model), **staged).eval(), layout)
-    right = teach(network, given["train"], seed=seed, total=given["train"].batches, progress=progress)
+    cut: dict[str, Any] = {"example": example, "exits": exits, "blocks": blocks}
+    first = _staged(model, heads, cut, seed)
+    _check_answers(next(iter(first.values())), given)
+    taught = _taught(model, first, cut, given, batch, seed, progress)
+    network = taught.network
     timings = Timings.measure(network, given["fit"].rows(batch), sizes=sorted({*_SIZES, batch}))
     spent = timings.costs(batch) if costs == "clock" else flops(network, example)
     traces = _recorded(network, given, spent.relative(), asked, seed, progress)
@@ -131,8 +129,8 @@ def fit(
         )
         rule = certificate.rule
     inputs = given.get("test", given["fit"]).rows(_TIMED)
-    timed = _timed(network, rule, timings, inputs, batch, given_way, progress)
-    settings = {"model": type(model).__name__, "heads": heads, "trunk": "as given", "batch": batch}
+    timed = _timed(network, rule, timings, inputs, batch, taught.as_given, progress)
+    settings = {"model": type(model).__name__, **taught.said, "trunk": "as given", "batch": batch}
     return EarlyExit(
         network=network,
         family=family,
@@ -143,11 +141,81 @@ def fit(
         test=traces.get("test"),
         clock=timed,
         timings=timings,
-        heads=right,
-        layout=layout,
+        heads=taught.right,
+        layout=taught.layout,
         example=example,
         made=Provenance(["od.fit(...)"], _versions(), {"fit": seed}, settings),
     )
+
+
+def _staged(model: nn.Module, heads: str, cut: Mapping[str, Any], seed: int) -> dict[str, StagedNetwork]:
+    """The model with exits, by the kind of their heads: the one asked for, or all that are tried."""
+    kinds = _KINDS if heads == "auto" else (heads,)
+    seeds = {kind: seed if head_kind(kind).draws else None for kind in kinds}
+    return {kind: stage(model, head=kind, seed=seeds[kind], **cut).eval() for kind in kinds}
+
+
+def _check_answers(network: StagedNetwork, given: Mapping[str, Labelled]) -> None:
+    """Refuses a network with one exit, and labels that are none of its classes, by the first batch of each part."""
+    if len(network.exits) < 2:
+        raise InputError(f"the model has one exit, {network.exits[0].name}: name more blocks to stop after")
+    for each in given.values():
+        with torch.inference_mode():
+            answer = network.full(each.first[0])
+        check_labels(each.first[1], answer)
+
+
+class _Taught(NamedTuple):
+    """A network whose heads have learned.
+
+    Attributes:
+        right: by exit, of held-out training samples.
+        said: which kinds of heads were tried, and which was taken.
+        as_given: answers as the model did, where the network is laid out otherwise in memory; else None.
+    """
+
+    network: StagedNetwork
+    right: Mapping[str, float]
+    said: Mapping[str, str]
+    layout: Layout
+    as_given: Serve | None
+
+
+def _taught(
+    model: nn.Module,
+    networks: Mapping[str, StagedNetwork],
+    cut: Mapping[str, Any],
+    given: Mapping[str, Labelled],
+    batch: int,
+    seed: int,
+    progress: bool,
+) -> _Taught:
+    """Lays the network out as it is fastest, and teaches the kinds of heads, of which the best is taken."""
+    first = next(iter(networks.values()))
+    layout: Layout = "as given"
+    as_given: Serve | None = None
+    if _pays(model, given["fit"].rows(batch)):
+        layout, as_given = "channels last", first.full
+        other = copy.deepcopy(model)
+        networks = {kind: in_layout(_staged(other, kind, cut, seed)[kind], layout) for kind in networks}
+        first = next(iter(networks.values()))
+    lessons = Lessons.of(first, given["train"], total=given["train"].batches, progress=progress)
+    right = {kind: teach(each, lessons, seed=seed, progress=progress) for kind, each in networks.items()}
+    kind = _best(right)
+    tried = {f"{name} heads, held-out accuracy": f"{_mean(found):.2%}" for name, found in right.items()}
+    return _Taught(networks[kind], right[kind], {"heads": kind, **tried}, layout, as_given)
+
+
+def _mean(right: Mapping[str, float]) -> float:
+    """Of the early exits."""
+    return float(np.mean(list(right.values())[:-1]))
+
+
+def _best(right: Mapping[str, Mapping[str, float]]) -> str:
+    """The kind of head to take: the first, which costs less, unless another answers clearly better."""
+    first, *others = right
+    better = max(others, key=lambda kind: _mean(right[kind]), default=first)
+    return better if _mean(right[better]) > _mean(right[first]) + _CLEARLY else first
 
 
 def _parts(

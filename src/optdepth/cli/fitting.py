@@ -51,8 +51,9 @@ def fit(
         str, typer.Option(help="all: after every block; a number of them, evenly spread; or names, with commas.")
     ] = "all",
     heads: Annotated[
-        str, typer.Option(help="linear, mlp, or linear+mlp: both, and what each look is worth is found out.")
-    ] = "mlp",
+        str,
+        typer.Option(help="auto: linear or mlp, whichever is worth it; linear+mlp: both, and each look is weighed."),
+    ] = "auto",
     batch: Annotated[int, typer.Option(min=1, help="Size of the batches that will be served.")] = 32,
     costs: Annotated[
         Literal["clock", "flops"], typer.Option(help="By the clock of this machine, or by operations.")

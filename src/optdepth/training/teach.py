@@ -26,6 +26,7 @@ from ..threads import ThreadChoice
 _MOST = 4 << 30
 """Bytes that are kept of what heads read."""
 _HELD_OUT = 0.1
+_EPOCHS, _STEPS = 12, 600
 _LEARNING_RATE = 2e-3
 _SMALLEST = 1e-6
 
@@ -50,14 +51,25 @@ class Lessons:
     @classmethod
     @torch.no_grad()  # what comes of inference mode cannot be learned from
     def of(
-        cls, network: StagedNetwork, batches: Iterable[tuple[Inputs, Tensor]], *, total: int | None, progress: bool
+        cls,
+        network: StagedNetwork,
+        batches: Iterable[tuple[Inputs, Tensor]],
+        *,
+        total: int | None = None,
+        progress: bool = False,
     ) -> Lessons:
         """One pass of the network over the batches, in evaluation mode.
 
         Raises:
-            InputError: no samples, NaN or infinity among them, labels that are no classes of the network, or more
-                than fits the memory that is allowed.
+            InputError: a head that reads more than a mean, no samples, NaN or infinity among them, labels that are no
+                classes of the network, or more than fits the memory that is allowed.
         """
+        for exit, head in zip(network.exits[:-1], network.heads[:-1], strict=True):
+            if not isinstance(head, Pooled):
+                raise InputError(
+                    f"the head at {exit.name} reads more than a mean over places: take head='linear' or 'mlp', or "
+                    "train it with od.train(..., backbone='frozen')"
+                )
         training, device, threads = network.training, next(network.parameters()).device, ThreadChoice()
         network.eval()
         means: dict[int, list[Tensor]] = {exit.depth: [] for exit in network.exits[:-1]}
@@ -125,15 +137,14 @@ def check_labels(labels: Tensor, answers: Float[Tensor, "n C"], first: int = 0) 
 
 def teach(
     network: StagedNetwork,
-    batches: Iterable[tuple[Inputs, Tensor]],
+    lessons: Lessons,
     *,
     seed: int,
-    epochs: int = 12,
+    epochs: int | None = None,
     batch_size: int = 256,
-    total: int | None = None,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Teaches the heads of all exits but the last, in place, and nothing else; in seconds once the trunk has run once.
+    """Teaches the heads of all exits but the last, in place, and nothing else; in seconds, as the trunk has run before.
 
     A head learns the labels and the last exit's distribution in equal parts: what a rule promises is measured against
     that exit. Each keeps the weights of its best epoch on a tenth of the samples, which are held out. What heads read
@@ -141,36 +152,29 @@ def teach(
 
     Args:
         network: its early heads are all `Pooled`, as `stage(head="linear")` and "mlp" make them.
-        batches: inputs and labels (n,).
+        lessons: of this network, or of another with the same trunk and exits.
         seed: of what is held out, and of the order.
-        epochs: over what was kept.
-        total: number of batches, for the bar.
+        epochs: over what was kept; 12 when not given, or so many that there are 600 steps.
 
     Returns:
         By exit, the share of the held-out samples that it answers right; the last exit's too.
 
     Raises:
-        InputError: a head that reads more than a mean, too few samples, or what `Lessons.of` refuses.
+        InputError: too few samples, or a loss that is not finite.
 
     Example:
         >>> copy = od.resnet(8, classes=10, channels=1, heads="linear", exits="all", seed=0)
-        >>> right = teach(copy, [(images, labels)], seed=0, progress=False)
+        >>> right = teach(copy, Lessons.of(copy, [(images, labels)]), seed=0, progress=False)
         >>> list(right)
         ['stage1.block1', 'stage2.block1', 'stage3.block1']
     """
-    for exit, head in zip(network.exits[:-1], network.heads[:-1], strict=True):
-        if not isinstance(head, Pooled):
-            raise InputError(
-                f"the head at {exit.name} reads more than a mean over places: take head='linear' or 'mlp', or train "
-                "it with od.train(..., backbone='frozen')"
-            )
-    lessons = Lessons.of(network, batches, total=total, progress=progress)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(lessons), generator=generator)
     held = max(1, round(_HELD_OUT * len(lessons)))
     if len(lessons) - held < 2:
         raise InputError(f"{len(lessons)} samples are too few to teach heads on; give hundreds at the least")
     rest, judged = order[held:], order[:held]
+    epochs = epochs or max(_EPOCHS, math.ceil(_STEPS / math.ceil(len(rest) / batch_size)))
     right = {}
     exits = list(zip(network.exits[:-1], network.heads[:-1], strict=True))
     for exit, head in shown_steps(exits, "teaching heads", total=len(exits), shown=progress):
