@@ -21,7 +21,7 @@ LAYERS: tuple[set[str], ...] = (
     {"continuous", "training", "inference"},
     {"export", "report"},
     {"early", "unlabelled"},
-    {"fit"},
+    {"fit", "fit_decoder"},
     {"runs", "flows", "fits"},
     {"workflow"},
     {"cli"},

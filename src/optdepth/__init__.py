@@ -11,6 +11,7 @@
     confidence, patience                            families of thresholds, tuned
     Family, Rule, evaluate, gap, finite_depth       rules by price or budget, certified, judged, bounded
     Engine, stream, Timings, Monitor, Decoder       the network run by a rule
+    fit_decoder, Speculator                         a language model's own text, in fewer passes
     StoppingProblem, free_boundary, FlowEngine      the same in continuous time
     StagedNetwork, load_network, InputError
 

@@ -6,9 +6,11 @@ from .data import load_data
 from .early import EarlyExit, from_hub, load
 from .errors import InputError
 from .fit import fit
+from .fit_decoder import fit_decoder
 from .inference.decoding import Decoder
 from .inference.engine import Engine
 from .inference.monitor import Monitor
+from .inference.speculation import Speculator
 from .inference.stream import stream
 from .inference.timings import Timings
 from .networks import StagedNetwork, load_network, resnet, stage
@@ -40,6 +42,7 @@ __all__ = [
     "InputError",
     "Monitor",
     "Rule",
+    "Speculator",
     "StagedNetwork",
     "StoppingProblem",
     "TensorData",
@@ -49,6 +52,7 @@ __all__ = [
     "evaluate",
     "finite_depth",
     "fit",
+    "fit_decoder",
     "flops",
     "free_boundary",
     "from_hub",

@@ -33,7 +33,7 @@ from ..trace import Costs
 from .decoder_layers import Call, DecoderLayers, Owed, hand_on
 from .ending import Decode, Ending
 from .look import Look
-from .prompts import checked_pick, checked_prompt, vocabulary_of
+from .prompts import checked_pick, checked_prompt, checked_tokens_to_write, vocabulary_of
 from .unfit import explained
 
 Pick = Callable[[Tensor], Tensor]
@@ -143,8 +143,7 @@ class Decoder:
                 the model does not know, more than it has positions for, answers with NaN, or what `pick` returns.
         """
         prompt, mask = checked_prompt(prompt, mask, self.vocabulary)
-        if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
-            raise InputError(f"{tokens!r} tokens to write: give a whole number from 1 on")
+        checked_tokens_to_write(tokens)
         ending = Ending(end, stop, decode, self.vocabulary)
         # The prompt's tokens are known by now: only the length can be more than the model has positions for.
         longest = prompt.new_zeros(len(prompt), prompt.shape[1] + tokens)

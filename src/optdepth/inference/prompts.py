@@ -38,6 +38,16 @@ def checked_prompt(
     return numbers, ones
 
 
+def checked_tokens_to_write(tokens: object) -> None:
+    """How many tokens a caller asks for.
+
+    Raises:
+        InputError: no whole number from 1 on.
+    """
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+        raise InputError(f"{tokens!r} tokens to write: give a whole number from 1 on")
+
+
 def checked_pick(picked: object, n: int, vocabulary: int) -> Int[Tensor, " n"]:
     """What a caller's `pick` returns.
 
