@@ -14,6 +14,7 @@ from checker import unchecked
 from optdepth.errors import InputError
 from optdepth.features import Observer, observe
 from optdepth.networks import Exit
+from optdepth.stopping.baselines import confidence
 from optdepth.stopping.rule import FixedDepth, Origin
 from optdepth.tasks import token_cross_entropy, token_error
 from optdepth.training import DeepSupervision, DepthLoss, StoppingCost
@@ -317,7 +318,7 @@ def test_bad_tasks_say_what_to_do(regression: Regression) -> None:
     with unchecked(), pytest.raises(InputError, match="answers are classes or numbers, not 'ranks'"):
         od.record(network, batch, costs, loss=squared, answers="ranks")
     with pytest.raises(InputError, match="the trace has no feature 'confidence'"):
-        od.confidence(regression.fit, price=0.1)
+        confidence(regression.fit, price=0.1)
     target = regression.target.clone()
     target[3] = torch.nan
     with pytest.raises(InputError, match="loss of sample 3 at exit 0 is nan"):

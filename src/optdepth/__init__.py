@@ -8,7 +8,6 @@
     train, DepthLoss                                trained, where they are not yet
     record, flops, Costs, Trace                     what every sample meets at every exit, and what that costs
     snell, placed, stationary                       families of solved rules
-    confidence, patience                            families of thresholds, tuned
     Family, Rule, evaluate, gap, finite_depth       rules by price or budget, certified, judged, bounded
     Engine, stream, Timings, Monitor, Decoder       the network run by a rule
     fit_decoder, Speculator                         a language model's own text, in fewer passes

@@ -15,7 +15,6 @@ from .inference.stream import stream
 from .inference.timings import Timings
 from .networks import StagedNetwork, load_network, resnet, stage
 from .record import record
-from .stopping.baselines import confidence, patience
 from .stopping.bounds import gap
 from .stopping.evaluate import evaluate
 from .stopping.family import Family
@@ -48,7 +47,6 @@ __all__ = [
     "TensorData",
     "Timings",
     "Trace",
-    "confidence",
     "evaluate",
     "finite_depth",
     "fit",
@@ -60,7 +58,6 @@ __all__ = [
     "load",
     "load_data",
     "load_network",
-    "patience",
     "placed",
     "record",
     "resnet",

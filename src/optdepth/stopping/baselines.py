@@ -67,7 +67,7 @@ def confidence(trace: Trace, *, per_exit: bool = False) -> Callable[[float], Thr
     """Stops once the most likely class is likely enough (the rule of BranchyNet, MSDNet and CALM); see `tuned`.
 
     Example:
-        >>> rule = od.confidence(fit).within(0.8)
+        >>> rule = confidence(fit).within(0.8)
         >>> od.evaluate(rule, test).cost < 0.9
         True
     """
@@ -90,7 +90,7 @@ def patience(trace: Trace, *, per_exit: bool = False) -> Callable[[float], Thres
     """Stops once enough exits in a row agree (the rule of PABEE); see `tuned`.
 
     Example:
-        >>> od.patience(fit, price=0.05).features
+        >>> patience(fit, price=0.05).features
         ('streak',)
     """
     return tuned(trace, "streak", per_exit=per_exit).solve
