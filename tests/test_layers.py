@@ -13,7 +13,7 @@ LAYERS: tuple[set[str], ...] = (
     {"fields"},
     {"progress", "files", "palette", "batch", "outside", "interrupts", "libraries"},
     {"tensor_files", "tasks", "pictures"},
-    {"splits", "features", "samples", "carving", "threads", "rewards"},
+    {"splits", "features", "samples", "carving", "threads", "rewards", "exit_costs"},
     {"recall", "tensors", "image_tables"},
     {"trace", "data"},
     {"stopping", "networks"},

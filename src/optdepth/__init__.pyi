@@ -4,6 +4,7 @@ from .continuous.problem import StoppingProblem
 from .costs import flops
 from .data import load_data
 from .errors import InputError
+from .exit_costs import Costs
 from .inference.decoding import Decoder
 from .inference.engine import Engine
 from .inference.monitor import Monitor
@@ -22,7 +23,7 @@ from .stopping.rule import Rule
 from .stopping.snell import snell
 from .stopping.stationary import stationary
 from .tensors import TensorData
-from .trace import Costs, Trace
+from .trace import Trace
 from .training.depth_loss import DepthLoss
 from .training.loop import train
 

@@ -82,7 +82,7 @@ class Family(Generic[R_co]):
 
     def _announce(self, price: float) -> None:
         """Says so where prices seem to be meant in another unit: all samples stop at once, and nobody would be told."""
-        costs, won = self.trace.costs, float(np.ptp(self.trace.losses))
+        costs, won = self.trace.costs.mean(), float(np.ptp(self.trace.losses))
         if won == 0:
             return
         alone = costs.paid([True, *[False] * (len(costs) - 1)])
@@ -105,8 +105,9 @@ class Family(Generic[R_co]):
         Raises:
             InputError: no rule of the family meets the budget, or every rule does.
         """
-        trace, least = self.trace, float(self.trace.costs.paid()[0])
-        if budget > (most := float(trace.costs.paid().max())):
+        trace, paid = self.trace, self.trace.costs.paid()
+        least = float(paid[..., 0].mean())
+        if budget > (most := float(paid.max(axis=-1).mean())):
             raise InputError(
                 f"a budget of {budget:g} {trace.costs.unit} is more than any rule takes, {most:g}: give less than the "
                 f"full network's {trace.costs.full:g}, or price=0 for the rule that loses least at any cost"
@@ -200,6 +201,7 @@ class Family(Generic[R_co]):
             InputError: the exits cost nothing, or the trace lacks what a measure is about.
         """
         trace, risks, unit = self.trace, risks_of(risk, measure), self._unit
+        least = float(trace.costs.mean().paid()[0])
         check_measurable(trace, risks)
         rungs: dict[float, tuple[R_co, float]] = {}
 
@@ -211,7 +213,7 @@ class Family(Generic[R_co]):
                 values = measured(asked, found.stopped_at, trace)
                 if values.mean() - 2 * values.std() / sqrt(len(trace)) > bound:
                     return False
-            return bool(found.cost > trace.costs.paid()[0] * (1 + 1e-6))
+            return found.cost > least * (1 + 1e-6)
 
         price = 0.0
         while climb(price) and price < _DEAREST * unit:
