@@ -17,7 +17,7 @@ LAYERS: tuple[set[str], ...] = (
     {"recall", "tensors", "image_tables"},
     {"trace", "data"},
     {"stopping", "networks"},
-    {"costs", "record"},
+    {"costs", "record", "chains"},
     {"continuous", "training", "inference"},
     {"export", "report"},
     {"runs", "flows"},

@@ -10,6 +10,7 @@
     confidence, entropy, patience                   families of thresholds, tuned
     Family, Rule, evaluate, gap, finite_depth       rules by price or budget, certified, judged, bounded
     Engine, stream, Timings, Monitor, Decoder       the network run by a rule
+    chains                                          chains of thought, ended by a rule
     StoppingProblem, free_boundary, FlowEngine      the same in continuous time
     StagedNetwork, load_network, InputError
 

@@ -1,3 +1,4 @@
+from . import chains
 from .continuous.flow import FlowEngine
 from .continuous.obstacle import free_boundary
 from .continuous.problem import StoppingProblem
@@ -42,6 +43,7 @@ __all__ = [
     "TensorData",
     "Timings",
     "Trace",
+    "chains",
     "confidence",
     "entropy",
     "evaluate",
