@@ -222,7 +222,7 @@ def test_recorded_chains_are_read_and_bad_lines_are_named(tmp_path: Path) -> Non
         ("[]", "line 2 of .* is no JSON object"),
         (json.dumps(record(SHORT) | {"probes": []}), "line 2 of .* has no probe"),
         (json.dumps({"question": "a"}), "line 2 of .* lacks 'gold'"),
-        (json.dumps(record(SHORT) | {"full_correct": 1}), "line 2 of .* full_correct is 1, not true or false"),
+        (json.dumps(record(SHORT) | {"full_correct": 1}), r"line 2 of .* \(full_correct is 1, not true or false\)"),
     ):
         file.write_text(f"{json.dumps(record(LONG))}\n{spoilt}\n")
         with pytest.raises(InputError, match=says):

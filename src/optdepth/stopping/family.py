@@ -20,6 +20,7 @@ import numpy as np
 from ..errors import InputError
 from ..threads import light
 from ..trace import Trace
+from .ceiling import Ceiling
 from .certify import Certificate, certify
 from .evaluate import applied
 from .risks import Measure, RiskTest, check_measurable, measured, risks_of
@@ -158,25 +159,31 @@ class Family(Generic[R_co]):
         risk: float | Mapping[Measure, float],
         confidence: float,
         measure: Measure | None = None,
+        cost: float | None = None,
+        most: float | None = None,
         seed: int = 0,
     ) -> Certificate:
         """The cheapest rule of the family that is shown to keep a promise, or several at once; see `certify`.
 
         Args:
             trace: samples that did not fit the family; the prices tried are chosen on those that did.
-            risk, confidence, measure, seed: as in `certify`.
+            risk, confidence, measure, cost, most, seed: as in `certify`.
 
         Raises:
             InputError: samples of the trace fitted the family; the exits cost nothing; or as `certify`.
         """
         self.check_unseen(trace)
         RiskTest.of(trace, risk, confidence, measure)  # what cannot be tested is refused before anything is solved
+        if cost is not None:
+            Ceiling.of(trace, cost, most, 1 - confidence)
         return certify(
             self.ladder(risk=risk, measure=measure),
             trace,
             risk=risk,
             confidence=confidence,
             measure=measure,
+            cost=cost,
+            most=most,
             seed=seed,
         )
 
