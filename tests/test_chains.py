@@ -230,3 +230,27 @@ def test_recorded_chains_are_read_and_bad_lines_are_named(tmp_path: Path) -> Non
     file.write_text("")
     with pytest.raises(InputError, match="holds no chain"):
         read(file)
+
+
+@pytest.mark.usefixtures("repeated")
+def test_the_ten_lines_of_the_page_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "chains.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 11  # ten and the import
+    (tmp_path / "chains.jsonl").write_text("\n".join(json.dumps(record(each)) for each in drawn(5, 200)))
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert "loss" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("repeated")
+def test_the_benchmark_runs_in_its_short_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+    import chains
+
+    chains.main(["--short", "--out", str(tmp_path)])
+    figures = json.loads((tmp_path / "chains.json").read_text())
+    assert figures["rows"]["rows"] == 2 * len(chains.METHODS) * len(chains.DROPS)
+    assert "| solved |" in (tmp_path / "chains.md").read_text()

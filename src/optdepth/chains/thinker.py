@@ -20,7 +20,7 @@ class Thinker:
     """A rule and a schedule, shared by all requests and changed by none: `thinker.start()` is one request's `Thought`.
 
     Args:
-        rule: solved on a `trace` with this schedule; it looks at every probe.
+        rule: solved on a `trace` with this schedule; it looks at every probe, or at none, as the full depth does.
         when: the schedule.
 
     Example:
@@ -41,10 +41,11 @@ class Thinker:
                 f"{len(self.when)} probes and an end for a rule between {len(rule.origin.costs)} exits: give the "
                 "schedule that its trace was made with"
             )
-        if not all(rule.looks):
+        if any(rule.looks[:-1]) and not all(rule.looks):
             raise InputError("the rule passes probes by, and what is seen later depends on them: solve with od.snell")
         if unknown := [name for name in rule.features if name not in FEATURES]:
             raise InputError(f"the rule reads {unknown[0]!r}; a chain of thought shows {', '.join(FEATURES)}")
+        self.probed = any(rule.looks[:-1])
         self.places = tuple(FEATURES.index(name) for name in rule.features)
 
     def start(self) -> Thought:
@@ -75,7 +76,7 @@ class Thought:
     @property
     def due(self) -> int | None:
         when, k = self._thinker.when, self._sight.probes
-        return when[k] if k < len(when) and not self.stopped else None
+        return when[k] if self._thinker.probed and k < len(when) and not self.stopped else None
 
     @property
     def state(self) -> dict[str, Any]:
