@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from jaxtyping import install_import_hook
+from threadpoolctl import threadpool_limits
 
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # as the command line does where stderr is no terminal
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test never asks a server
@@ -19,15 +20,17 @@ from optdepth.exit_costs import Costs  # noqa: E402 - what is imported from here
 from optdepth.trace import Trace  # noqa: E402 - what is imported from here on is checked
 from settings import Setting  # noqa: E402
 
-if "OMP_NUM_THREADS" not in os.environ:  # tests are small work; and a trial of threads would run what they count
-    os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """The seed of the order: pytest-randomly says it in the header, which -q leaves out."""
     if (seed := config.getoption("randomly_seed", None)) is not None:
         terminalreporter.write_line(f"the order of the tests is that of --randomly-seed={seed}")
+
+
+if "OMP_NUM_THREADS" not in os.environ:  # tests are small work; and a trial of threads would run what they count
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+threadpool_limits(int(os.environ["OMP_NUM_THREADS"]))  # of libraries that read it before it was set
 
 
 @pytest.fixture(autouse=True)
