@@ -36,6 +36,7 @@ from optdepth.continuous.problem import StoppingProblem
 from optdepth.continuous.problems import EXAMPLES, american_put, deterministic_flow, perpetual_put
 from optdepth.data import load_data
 from optdepth.errors import InputError
+from optdepth.exit_costs import Costs
 from optdepth.flows import save_figure, solve_example, study_flow, traces
 from optdepth.inference.engine import Engine
 from optdepth.networks import StagedNetwork
@@ -46,7 +47,7 @@ from optdepth.stopping.evaluate import evaluate
 from optdepth.stopping.rule import Rule
 from optdepth.stopping.snell import snell
 from optdepth.threads import on_threads
-from optdepth.trace import Costs, Trace
+from optdepth.trace import Trace
 
 HERE = RESULTS / "continuous"
 SEED, EPOCHS, PRICES = 0, 20, (0.03, 0.1)

@@ -34,10 +34,11 @@ from figures import RESULTS, load, save
 from optdepth.costs import flops
 from optdepth.data import Data, load_data, normalise
 from optdepth.errors import InputError
+from optdepth.exit_costs import Costs
 from optdepth.networks import StagedNetwork, resnet, transplant
 from optdepth.record import record
 from optdepth.runs import SPLITS, Run
-from optdepth.trace import Costs, Trace
+from optdepth.trace import Trace
 from optdepth.training import train
 from optdepth.training.loop import NETWORK, RECORD
 

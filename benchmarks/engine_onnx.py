@@ -19,11 +19,11 @@ from torch.utils._pytree import tree_map
 from engine_networks import Subject
 from engine_rivals import plain_onnx
 from optdepth.batch import Inputs
+from optdepth.exit_costs import Costs
 from optdepth.export.bundle import export
 from optdepth.export.runtime import Runtime
 from optdepth.inference.clock import times
 from optdepth.stopping.placed import placed
-from optdepth.trace import Costs
 
 LOOK = 0.01
 """Of a full pass, what a look is put down as for the rule of a bundle: its clock is not measured."""

@@ -27,11 +27,12 @@ from sklearn.model_selection import cross_val_predict
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from figures import RESULTS, load, made_by, provenance, save, table_row
+from optdepth.exit_costs import Costs
 from optdepth.stopping.evaluate import evaluate
 from optdepth.stopping.regression import Regression, bases, shuffled
 from optdepth.stopping.rule import Rule
 from optdepth.stopping.snell import snell
-from optdepth.trace import Costs, Trace
+from optdepth.trace import Trace
 from problems import MAX_CALL_VALUE, PUT_VALUES, american_put, max_call, put_earned
 
 OUT = RESULTS / "stopping"

@@ -16,7 +16,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # a test never asks a server
 install_import_hook("optdepth", "checker.checked")
 
 from checker import unchecked  # noqa: E402
-from optdepth.trace import Costs, Trace  # noqa: E402 - what is imported from here on is checked
+from optdepth.exit_costs import Costs  # noqa: E402 - what is imported from here on is checked
+from optdepth.trace import Trace  # noqa: E402 - what is imported from here on is checked
 from settings import Setting  # noqa: E402
 
 

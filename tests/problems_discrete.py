@@ -1,11 +1,13 @@
 """Stopping problems on finite sets, each with its exact value by dynamic programming over the law it is drawn from."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
-from optdepth.trace import Costs, Trace
+from optdepth.exit_costs import Costs
+from optdepth.trace import Trace
 
 
 class Problem(NamedTuple):
@@ -72,6 +74,12 @@ def sequential_test(samples: int, seed: int, *, tosses: int = 30, heads: float =
     chance = odds / (1 + odds)
     answer = np.where(odds == 1, True, odds > 1)
     observations = np.stack([chance, np.maximum(chance, 1 - chance)], axis=2)
+    trace = _trace((answer != biased[:, None]).astype(float), observations, ("chance", "confidence"), seed)
+    return Problem(trace, price, _wald(tosses, heads, price))
+
+
+def _wald(tosses: int, heads: float, price: float) -> float:
+    """The least mean of being wrong + price x tosses."""
     value = np.full(tosses + 1, np.inf)
     for k in range(tosses, 0, -1):
         first = 1 / (1 + (heads / (1 - heads)) ** -(2.0 * np.arange(k + 1) - k))  # by the number of heads
@@ -80,8 +88,21 @@ def sequential_test(samples: int, seed: int, *, tosses: int = 30, heads: float =
             head = first * heads + (1 - first) * (1 - heads)
             now = np.minimum(now, price + head * value[1:] + (1 - head) * value[:-1])
         value = now
-    trace = _trace((answer != biased[:, None]).astype(float), observations, ("chance", "confidence"), seed)
-    return Problem(trace, price, price + float(value.mean()))
+    return price + float(value.mean())
+
+
+def dear_tosses(samples: int, seed: int, *, tosses: int = 30, dear: float = 6.0, price: float = 0.005) -> Problem:
+    """`sequential_test` where a toss costs 1 of some samples and `dear` of others, which is seen from the start."""
+    problem, heads = sequential_test(samples, seed, tosses=tosses, price=price), 0.65
+    scale = np.where(np.random.default_rng((seed, 1)).random(samples) < 0.5, 1.0, dear)
+    told = np.broadcast_to(scale[:, None, None], (samples, tosses, 1))
+    trace = replace(
+        problem.trace,
+        observations=np.concatenate([problem.trace.observations, told.astype(np.float32)], axis=2),
+        features=("chance", "confidence", "scale"),
+        costs=Costs.of(scale[:, None] * np.arange(1, tosses + 1), unit="tosses"),
+    )
+    return Problem(trace, price, (_wald(tosses, heads, price) + _wald(tosses, heads, dear * price)) / 2)
 
 
 def chain(samples: int, seed: int, *, steps: int = 12, states: int = 6) -> Problem:
@@ -107,16 +128,53 @@ def chain(samples: int, seed: int, *, steps: int = 12, states: int = 6) -> Probl
     return Problem(_trace(ending[state] + paid, observations, features, seed), price, price + float(value.mean()))
 
 
+def brittle_chain(samples: int, seed: int, *, steps: int = 10, states: int = 5) -> Problem:
+    """`chain` that may end by itself wherever it comes to, which then costs a fine, and whose tolls are its costs.
+
+    How likely it ends depends on the state. A path pays the tolls of the states that it has left.
+    """
+    law = np.random.default_rng(1)
+    transition = law.dirichlet(np.full(states, 0.5), states)
+    ending, toll, breaks = law.uniform(0, 1, states), law.uniform(0.5, 2.0, states), law.uniform(0.0, 0.4, states)
+    fine, price = 0.3, 0.02
+    random = np.random.default_rng(seed)
+    state = np.empty((samples, steps), dtype=int)
+    state[:, 0] = random.integers(0, states, samples)
+    broken = np.zeros((samples, steps), dtype=bool)
+    for k in range(1, steps):
+        passed = random.random(samples)[:, None] > np.cumsum(transition, axis=1)[state[:, k - 1]]
+        state[:, k] = np.minimum(passed.sum(axis=1), states - 1)
+        broken[:, k] = random.random(samples) < breaks[state[:, k]]
+    broken[:, -1] = True  # the last step ends every path, without a fine
+    horizon = broken.argmax(axis=1) + 1
+    value = ending
+    for k in range(steps - 1, 0, -1):
+        fined = breaks * (ending + (fine if k < steps - 1 else 0.0))
+        value = np.minimum(ending, price * toll + transition @ (fined + (1 - breaks) * value))
+    losses = ending[state]
+    losses[(np.arange(steps) == horizon[:, None] - 1) & (horizon < steps)[:, None]] += fine
+    reach = np.cumsum(toll[state], axis=1) - toll[state]
+    observations = np.concatenate([np.eye(states)[state], ending[state][:, :, None]], axis=2)
+    features = (*(f"state {s}" for s in range(states)), "ending")
+    costs = Costs.of(reach, unit="tolls", horizon=horizon)
+    return Problem(_trace(losses, observations, features, seed, costs), price, float(value.mean()))
+
+
 PROBLEMS: dict[str, Callable[[int, int], Problem]] = {
     "secretary": secretary,
     "parking": parking,
     "house": house,
     "sequential test": sequential_test,
     "chain": chain,
+    "dear tosses": dear_tosses,
+    "brittle chain": brittle_chain,
 }
 
 
-def _trace(losses: np.ndarray, observations: np.ndarray, features: tuple[str, ...], seed: int) -> Trace:
-    """Costs count the steps. Each path is a sample of its own, though many look alike."""
+def _trace(
+    losses: np.ndarray, observations: np.ndarray, features: tuple[str, ...], seed: int, costs: Costs | None = None
+) -> Trace:
+    """Without costs, those count the steps. Each path is a sample of its own, though many look alike."""
     seen, own = observations.reshape(*losses.shape, len(features)).astype(float), (seed << 32) + np.arange(len(losses))
-    return Trace(losses, seen, Costs.of(np.arange(1, losses.shape[1] + 1), unit="steps"), features, identity=own)
+    steps = Costs.of(np.arange(1, losses.shape[1] + 1), unit="steps")
+    return Trace(losses, seen, costs or steps, features, identity=own)

@@ -11,10 +11,11 @@ import torch
 
 from optdepth.costs import flops
 from optdepth.errors import InputError
+from optdepth.exit_costs import Costs
 from optdepth.networks import StagedNetwork, load_network, resnet
 from optdepth.record import record
 from optdepth.stopping.methods import METHODS, SOLVED
-from optdepth.trace import Costs, Trace
+from optdepth.trace import Trace
 from optdepth.training.depth_loss import Seen
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"

@@ -12,13 +12,14 @@ from scipy.stats import binom
 from checker import unchecked
 from conftest import noisy_trace
 from optdepth.errors import InputError
+from optdepth.exit_costs import Costs
 from optdepth.stopping.baselines import Threshold, confidence
 from optdepth.stopping.certify import Certificate, certify, percent
 from optdepth.stopping.evaluate import applied, evaluate
 from optdepth.stopping.family import Family
 from optdepth.stopping.risks import Measure, RiskTest, betting_p, measured
 from optdepth.stopping.rule import FixedDepth, Origin
-from optdepth.trace import Costs, Trace
+from optdepth.trace import Trace
 
 COSTS = Costs.of([0.5, 1.0])
 FULL_LOSS = 0.05

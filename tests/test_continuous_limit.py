@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from optdepth.continuous.crossing import crossed
 from optdepth.continuous.obstacle import free_boundary
 from optdepth.continuous.problems import deterministic_flow
+from optdepth.exit_costs import Costs
 from optdepth.networks import StagedNetwork
 from optdepth.networks.ode import flow_network, flow_pieces, neural_ode, regridded
 from optdepth.stopping.baselines import tuned
 from optdepth.stopping.evaluate import evaluate
 from optdepth.stopping.snell import snell
-from optdepth.trace import Costs, Trace
+from optdepth.trace import Trace
 
 RATE, PRICE, HORIZON = 1.0, 0.25, 2.4
 STEPS = (0.4, 0.2, 0.1, 0.05, 0.025)

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from checker import unchecked
 from optdepth.errors import InputError
+from optdepth.exit_costs import Costs
 from optdepth.features import residual_size
 from optdepth.networks import resnet
 from optdepth.stopping.snell import snell
-from optdepth.trace import Costs, Trace
+from optdepth.trace import Trace
 from optdepth.training.depth_loss import (
     PARTS,
     DeepSupervision,

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 from checker import unchecked
 from optdepth.batch import Inputs
 from optdepth.errors import InputError
+from optdepth.exit_costs import Costs
 from optdepth.export.bundle import export
 from optdepth.export.runtime import Runtime
 from optdepth.inference.engine import Engine
@@ -24,7 +25,6 @@ from optdepth.inference.stream import stream
 from optdepth.networks import Exit, StagedNetwork
 from optdepth.stopping.baselines import Threshold
 from optdepth.stopping.rule import FixedDepth, Origin, Rule
-from optdepth.trace import Costs
 from settings import Glancing, Setting
 from stamped import restamp_json
 from zoo import deciding, images, speaking, tokens

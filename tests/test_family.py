@@ -10,6 +10,7 @@ import pytest
 
 from conftest import noisy_trace
 from optdepth.errors import InputError
+from optdepth.exit_costs import Costs
 from optdepth.stopping.baselines import confidence, entropy, patience, tuned
 from optdepth.stopping.evaluate import applied
 from optdepth.stopping.family import Family
@@ -18,7 +19,7 @@ from optdepth.stopping.lookahead import lookahead
 from optdepth.stopping.placed import placed
 from optdepth.stopping.rule import FixedDepth, Origin
 from optdepth.stopping.snell import snell
-from optdepth.trace import Costs, Trace
+from optdepth.trace import Trace
 
 SOLVERS = {
     "snell": snell,

@@ -9,11 +9,12 @@ from scipy.special import logsumexp
 from torch import Tensor
 
 from optdepth.errors import InputError
+from optdepth.exit_costs import Costs
 from optdepth.stopping.evaluate import evaluate
 from optdepth.stopping.finite import expected_depth_bound, finite_depth
 from optdepth.stopping.rule import FixedDepth, Origin, Rule
 from optdepth.stopping.snell import snell
-from optdepth.trace import Costs, Trace
+from optdepth.trace import Trace
 
 EXITS, HORIZON = 12, 100
 """What is recorded of a residual net, and how far it really runs."""

@@ -16,6 +16,7 @@ from optdepth.continuous.crossing import crossed
 from optdepth.continuous.flow import FlowEngine, Stopped
 from optdepth.costs import flops
 from optdepth.errors import InputError
+from optdepth.exit_costs import Costs
 from optdepth.inference.engine import Engine
 from optdepth.networks import load_network, neural_ode
 from optdepth.networks.ode import flow_network, flow_pieces, regridded
@@ -26,7 +27,6 @@ from optdepth.stopping.regression import Additive
 from optdepth.stopping.rule import FixedDepth, Origin, Rule
 from optdepth.stopping.snell import snell
 from optdepth.stopping.stationary import Stationary
-from optdepth.trace import Costs
 from settings import parting, widest_gap
 
 RATE, PRICE = 1.3, 0.2

@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 
 from optdepth.errors import InputError
+from optdepth.exit_costs import Costs
 from optdepth.stopping.bounds import prophet
 from optdepth.stopping.evaluate import Evaluation, evaluate
 from optdepth.stopping.frontier import Frontier, fixed_depths, frontier, prices_for
 from optdepth.stopping.methods import METHODS, baselines
-from optdepth.trace import Costs, Trace
+from optdepth.trace import Trace
 
 
 def synthetic(samples: int, exits: int = 5, seed: int = 0) -> Trace:

@@ -15,6 +15,7 @@ from checker import unchecked
 from conftest import noisy_logits, noisy_trace
 from optdepth.batch import identities, token_identities
 from optdepth.errors import InputError
+from optdepth.exit_costs import Costs
 from optdepth.samples import Samples
 from optdepth.splits import Batches
 from optdepth.stopping.baselines import Threshold, confidence
@@ -22,7 +23,7 @@ from optdepth.stopping.bounds import dual
 from optdepth.stopping.evaluate import evaluate
 from optdepth.stopping.placed import placed
 from optdepth.stopping.rule import Origin, Rule
-from optdepth.trace import Costs, Trace
+from optdepth.trace import Trace
 
 IMAGES = torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(60) % 10

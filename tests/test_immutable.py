@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from checker import unchecked
 from optdepth.errors import InputError
+from optdepth.exit_costs import Costs
 from optdepth.stopping.baselines import Threshold
 from optdepth.stopping.gain import GainRule
 from optdepth.stopping.placed import Placed
 from optdepth.stopping.regression import Additive, Hinged
 from optdepth.stopping.rule import FixedDepth, Origin, Rule
 from optdepth.stopping.stationary import Stationary
-from optdepth.trace import Costs
 
 ORIGIN = Origin(Costs.of(np.arange(1.0, 6.0)), price=0.1)
 PAIR = ("margin", "entropy")

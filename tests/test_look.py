@@ -8,6 +8,7 @@ import torch
 
 from conftest import noisy_logits
 from optdepth.errors import InputError
+from optdepth.exit_costs import Costs
 from optdepth.features import Observer
 from optdepth.stopping.bounds import prophet
 from optdepth.stopping.evaluate import applied, evaluate
@@ -15,7 +16,7 @@ from optdepth.stopping.lookahead import lookahead
 from optdepth.stopping.placed import Placed, placed
 from optdepth.stopping.rule import FixedDepth, Rule
 from optdepth.stopping.snell import snell
-from optdepth.trace import Costs, Trace
+from optdepth.trace import Trace
 from settings import Setting
 
 NAMES = ("confidence", "margin", "entropy", "streak", "divergence")

@@ -24,12 +24,13 @@ from optdepth.continuous.problems import (
 )
 from optdepth.continuous.solution import Solution
 from optdepth.errors import InputError
+from optdepth.exit_costs import Costs
 from optdepth.stopping.baselines import Threshold
 from optdepth.stopping.evaluate import evaluate
 from optdepth.stopping.rule import Origin
 from optdepth.stopping.snell import snell
 from optdepth.stopping.stationary import stationary
-from optdepth.trace import Costs, Trace
+from optdepth.trace import Trace
 from problems import MAX_CALL_VALUE, PUT_VALUES
 
 SPOT = [[math.log(36.0)]]

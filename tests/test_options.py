@@ -10,6 +10,7 @@ from scipy.stats import norm
 
 from checker import unchecked
 from optdepth.errors import InputError
+from optdepth.exit_costs import Costs
 from optdepth.stopping.baselines import Threshold, tuned
 from optdepth.stopping.evaluate import evaluate
 from optdepth.stopping.lookahead import lookahead
@@ -17,7 +18,7 @@ from optdepth.stopping.money import InTheMoney
 from optdepth.stopping.placed import Placed, placed
 from optdepth.stopping.rule import FixedDepth, Origin, Rule
 from optdepth.stopping.snell import snell
-from optdepth.trace import Costs, Trace
+from optdepth.trace import Trace
 from problems import MAX_CALL_VALUE, PUT_VALUES, american_put, max_call, put_earned
 
 PATHS = 100_000

@@ -15,6 +15,7 @@ from optdepth.continuous.boundary import Boundary, field_of_scores
 from optdepth.continuous.flow import FlowEngine
 from optdepth.costs import flops
 from optdepth.errors import InputError
+from optdepth.exit_costs import Costs
 from optdepth.export.bundle import export
 from optdepth.export.runtime import Runtime
 from optdepth.inference.decoding import Decoder
@@ -29,7 +30,7 @@ from optdepth.stopping.evaluate import applied
 from optdepth.stopping.methods import SOLVED
 from optdepth.stopping.placed import Placed
 from optdepth.stopping.rule import FixedDepth, Origin, Rule
-from optdepth.trace import Costs, Trace
+from optdepth.trace import Trace
 from zoo import DECODERS, build
 
 

@@ -7,12 +7,13 @@ import pytest
 
 from conftest import noisy_trace
 from optdepth.errors import InputError
+from optdepth.exit_costs import Costs
 from optdepth.stopping import placement
 from optdepth.stopping.baselines import confidence
 from optdepth.stopping.evaluate import evaluate
 from optdepth.stopping.placement import keep, place
 from optdepth.stopping.rule import FixedDepth, Origin
-from optdepth.trace import Costs, Trace
+from optdepth.trace import Trace
 
 
 def priced(trace: Trace, look: float) -> Trace:

@@ -20,6 +20,8 @@ NEAR = {
     ("house", "snell"): 0.005,
     ("sequential test", "snell"): 0.03,
     ("chain", "snell"): 0.01,
+    ("dear tosses", "snell"): 0.03,
+    ("brittle chain", "snell"): 0.015,
     ("house", "lookahead"): 0.005,  # the monotone case
     # One threshold an exit is the form of the optimal rule in these four.
     ("secretary", "thresholds"): 0.01,
@@ -36,6 +38,8 @@ THRESHOLDS = {
     "house": partial(per_exit, feature="best"),
     "sequential test": partial(per_exit, feature="confidence"),
     "chain": partial(per_exit, feature="ending", below=True),
+    "dear tosses": partial(per_exit, feature="confidence"),
+    "brittle chain": partial(per_exit, feature="ending", below=True),
 }
 
 

@@ -12,6 +12,7 @@ from checker import unchecked
 from conftest import noisy_logits
 from optdepth.costs import flops
 from optdepth.errors import InputError
+from optdepth.exit_costs import Costs
 from optdepth.inference.engine import Engine
 from optdepth.inference.legs import Outcome, Remembered, legs_of
 from optdepth.networks import resnet
@@ -23,7 +24,7 @@ from optdepth.stopping.frontier import fixed_depths
 from optdepth.stopping.placement import place
 from optdepth.stopping.rule import FixedDepth, Origin, Rule
 from optdepth.stopping.snell import snell
-from optdepth.trace import Costs, Trace
+from optdepth.trace import Trace
 from settings import Setting
 
 COSTS = Costs.of([1.0, 2.0, 3.0, 4.0], look=0.1)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from optdepth.errors import InputError
+from optdepth.exit_costs import Costs
 from optdepth.inference.clock import Clocked
 from optdepth.report import Provenance, write_report
 from optdepth.report.gallery import _least
@@ -19,7 +20,7 @@ from optdepth.stopping.evaluate import evaluate
 from optdepth.stopping.methods import METHODS
 from optdepth.stopping.placed import placed
 from optdepth.stopping.rule import FixedDepth, Origin
-from optdepth.trace import Costs, Trace
+from optdepth.trace import Trace
 
 pytestmark = pytest.mark.usefixtures("repeated")  # every method is solved at every price of a sweep
 

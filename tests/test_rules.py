@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 
 from conftest import noisy_trace
 from optdepth.errors import InputError
+from optdepth.exit_costs import Costs
 from optdepth.stopping.baselines import Threshold, common_cut, confidence, entropy, exit_cuts, patience
 from optdepth.stopping.bounds import prophet
 from optdepth.stopping.evaluate import applied, evaluate
 from optdepth.stopping.lookahead import lookahead, monotone_case
 from optdepth.stopping.rule import FixedDepth, Origin, Rule
 from optdepth.stopping.snell import snell
-from optdepth.trace import Costs, Trace
+from optdepth.trace import Trace
 from stamped import restamp_tensors
 
 PRICES = (0.0, 0.02, 0.1, 0.5)

@@ -15,13 +15,14 @@ from PIL import Image
 from optdepth import workflow
 from optdepth.carving import Carving
 from optdepth.errors import InputError
+from optdepth.exit_costs import Costs
 from optdepth.export import bundle
 from optdepth.runs import CERTIFIED, SPLITS, Run
 from optdepth.stopping import methods
 from optdepth.stopping.baselines import confidence
 from optdepth.stopping.methods import SOLVED
 from optdepth.stopping.rule import FixedDepth, Origin
-from optdepth.trace import Costs, Trace
+from optdepth.trace import Trace
 
 PRICE = 0.1
 

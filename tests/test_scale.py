@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from conftest import noisy_logits, noisy_trace
+from optdepth.exit_costs import Costs
 from optdepth.stopping.baselines import confidence, entropy
 from optdepth.stopping.family import Family
 from optdepth.stopping.lookahead import lookahead
@@ -17,7 +18,7 @@ from optdepth.stopping.regression import Hinges, Ramps, Regression, bases
 from optdepth.stopping.rule import Rule
 from optdepth.stopping.scale import exponent, priced, weighed
 from optdepth.stopping.snell import snell
-from optdepth.trace import Costs, Trace
+from optdepth.trace import Trace
 
 SOLVERS = {
     "snell": snell,

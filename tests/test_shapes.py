@@ -17,9 +17,9 @@ from jaxtyping import TypeCheckError
 import optdepth
 from checker import CONF
 from optdepth.batch import hidden, select
+from optdepth.exit_costs import Costs
 from optdepth.features import residual_size
 from optdepth.tasks import cross_entropy
-from optdepth.trace import Costs
 
 MODULES = [importlib.import_module(info.name) for info in pkgutil.walk_packages(optdepth.__path__, "optdepth.")]
 

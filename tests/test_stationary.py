@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from optdepth.errors import InputError
+from optdepth.exit_costs import Costs
 from optdepth.stopping.evaluate import evaluate
 from optdepth.stopping.rule import Rule
 from optdepth.stopping.snell import snell
 from optdepth.stopping.stationary import stationary
-from optdepth.trace import Costs, Trace
+from optdepth.trace import Trace
 
 LAST = 20
 LOSS = 1 + 0.5 * np.cos(0.9 * np.arange(LAST + 1)) + 0.02 * np.arange(LAST + 1)

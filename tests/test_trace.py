@@ -10,8 +10,9 @@ import torch
 from checker import unchecked
 from conftest import noisy_logits, noisy_trace
 from optdepth.errors import InputError
+from optdepth.exit_costs import Costs
 from optdepth.stopping.placement import keep
-from optdepth.trace import Costs, Trace
+from optdepth.trace import Trace
 
 
 def small(**changes: object) -> Trace:
@@ -40,7 +41,13 @@ def test_paid_adds_trunk_looks_and_answer() -> None:
         (lambda: Costs.of([1.0, np.nan]), "reach cost of exit 1 is nan"),
         (lambda: Costs.of([1.0, 2.0], [-0.1, 0.0]), "look cost of exit 0 is -0.1"),
         (lambda: Costs.of([1.0, 2.0], [0.1, 0.1, 0.1]), "look has shape"),
-        (lambda: Costs.of([[1.0]]), "shape"),
+        (lambda: Costs.of([[[1.0]]]), "shape"),
+        (lambda: Costs.of([[1.0, 2.0], [3.0, 2.0]]), "reach falls from 3 at exit 0 of sample 1 to 2 at exit 1"),
+        (lambda: Costs.of([[1.0, 2.0], [3.0, np.nan]]), "reach cost of exit 1 of sample 1 is nan"),
+        (lambda: Costs.of([1.0, 2.0], horizon=[2, 0]), "horizon of sample 1 is 0: .* whole number from 1 to 2; leave"),
+        (lambda: Costs.of([1.0, 2.0], horizon=[1.5]), "horizon of sample 0 is 1.5"),
+        (lambda: Costs.of([1.0, 2.0], horizon=[3]), "horizon of sample 0 is 3"),
+        (lambda: Costs.of([[1.0, 2.0]], horizon=[1, 1]), r"horizon has shape \(2,\) for costs \(1, 2\)"),
     ],
 )
 def test_bad_costs_are_refused(costs: object, says: str) -> None:
@@ -119,7 +126,7 @@ def test_concat_refuses_a_sample_twice_and_other_costs() -> None:
     with pytest.raises(InputError, match="in more than one"):
         Trace.concat([trace.select(np.arange(20)), trace.select(np.arange(19, 40))])
     other = Trace(trace.losses, trace.observations, Costs.of(np.arange(1, 9)), trace.features, source=trace.source)
-    with pytest.raises(InputError, match="share"):
+    with pytest.raises(InputError, match="do not go together"):
         Trace.concat([trace, other])
 
 

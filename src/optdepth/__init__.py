@@ -11,7 +11,8 @@
     Family, Rule, evaluate, gap, finite_depth       rules by price or budget, certified, judged, bounded
     Engine, stream, Timings, Monitor, Decoder       the network run by a rule
     fit_decoder, Speculator                         a language model's own text, in fewer passes
-    StoppingProblem, free_boundary, FlowEngine      the same in continuous time
+    chains                                          chains of thought, ended by a rule
+    StoppingProblem, free_boundary                  the same in continuous time
     StagedNetwork, load_network, InputError
 
 In examples `classifier` is a small model of residual blocks, as somebody has it; `network` a small network with three

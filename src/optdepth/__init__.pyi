@@ -1,10 +1,11 @@
-from .continuous.flow import FlowEngine
+from . import chains
 from .continuous.obstacle import free_boundary
 from .continuous.problem import StoppingProblem
 from .costs import flops
 from .data import load_data
 from .early import EarlyExit, from_hub, load
 from .errors import InputError
+from .exit_costs import Costs
 from .fit import fit
 from .fit_decoder import fit_decoder
 from .inference.decoding import Decoder
@@ -24,7 +25,7 @@ from .stopping.rule import Rule
 from .stopping.snell import snell
 from .stopping.stationary import stationary
 from .tensors import TensorData
-from .trace import Costs, Trace
+from .trace import Trace
 from .training.depth_loss import DepthLoss
 from .training.loop import train
 
@@ -37,7 +38,6 @@ __all__ = [
     "EarlyExit",
     "Engine",
     "Family",
-    "FlowEngine",
     "InputError",
     "Monitor",
     "Rule",
@@ -47,6 +47,7 @@ __all__ = [
     "TensorData",
     "Timings",
     "Trace",
+    "chains",
     "evaluate",
     "finite_depth",
     "fit",

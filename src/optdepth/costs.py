@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from .batch import Inputs, State, hidden, plain
+from .exit_costs import Costs
 from .networks import StagedNetwork, served
 from .networks.work import counted
 from .threads import light
-from .trace import Costs
 
 
 @light

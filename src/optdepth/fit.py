@@ -21,6 +21,7 @@ from .batch import Inputs, hidden, select
 from .costs import flops
 from .early import Asked, EarlyExit, Layout, in_layout
 from .errors import InputError
+from .exit_costs import Costs
 from .inference.clock import Clocked, Serve, clock, times
 from .inference.timings import Timings
 from .labelled import Given, Labelled
@@ -35,7 +36,7 @@ from .stopping.placed import placed
 from .stopping.risks import RiskTest
 from .stopping.rule import Rule
 from .threads import ThreadChoice
-from .trace import Costs, Trace
+from .trace import Trace
 from .training.teach import Lessons, check_labels, teach
 
 _SIZES = (1, 8, 32)

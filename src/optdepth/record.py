@@ -14,13 +14,14 @@ from torch.utils._pytree import tree_map
 
 from .batch import Inputs, check_finite, hidden, identities, plain, token_identities
 from .errors import InputError
+from .exit_costs import Costs
 from .features import Answers, Memory, Observer, features_of
 from .networks import StagedNetwork, served
 from .recall import Windows
 from .splits import Batches
 from .tasks import PADDING, TaskLoss, losses_of
 from .threads import ThreadChoice
-from .trace import Costs, Trace
+from .trace import Trace
 
 _LONGEST = 1 << 24
 """More tokens than a sequence has: where each is a sample, its number is its sequence's times this, plus its place."""
@@ -46,7 +47,8 @@ def record(
     Args:
         batches: pairs of inputs, a tensor (n, ...) or a tuple or dict of such, and targets (n, ...), in the order
             wanted in the trace.
-        costs: of the network's exits; `flops(network, example).relative()` makes prices easy to read.
+        costs: of the network's exits; `flops(network, example).relative()` makes prices easy to read. (N, K) where
+            samples differ, in the order of the batches.
         loss: (answer, target) -> (n,), any loss per sample. Without one, answers are logits (n, C), targets labels
             (n,), and the loss is 0-1.
         answers: "classes" where an answer is logits, (n, C) or (n, tokens, C); "numbers" for anything else. It decides
@@ -80,7 +82,7 @@ def record(
     fingerprint = network.fingerprint()
     threads = ThreadChoice()
     parts: list[Trace] = []
-    seen = 0
+    seen = met = 0
     for given, targets in batches:
         inputs = plain(given)
         check_finite(inputs, seen)
@@ -92,18 +94,30 @@ def record(
             found, states, targets, numbers, known = _tokens(inputs, found, states, targets, numbers)
         else:
             known = identities(inputs)
+        own, met = _own(costs, met, len(targets)), met + len(targets)
         of_state = dict(zip(features_of("state"), states.unbind(-1), strict=True))
         where = {"source": source or "recorded", "rows": numbers, "identity": known, "network": fingerprint}
         if loss is None:
-            parts.append(Trace.from_logits(found, targets, costs, of_state=of_state, recall=recall, **where))
+            parts.append(Trace.from_logits(found, targets, own, of_state=of_state, recall=recall, **where))
         else:
             losses = torch.stack([losses_of(loss, answer, targets).double() for answer in found.unbind(1)], dim=1)
-            parts.append(Trace.from_answers(found, losses, costs, kind=answers, of_state=of_state, **where))
+            parts.append(Trace.from_answers(found, losses, own, kind=answers, of_state=of_state, **where))
         seen = end
     if not parts:
         raise InputError("no batches to record: the data are empty")
+    if costs.samples not in (None, met):
+        raise InputError(f"costs of {costs.samples} samples for {met} recorded: give each its own, or (K,) for all")
     trace = Trace.concat(parts)
     return trace if source else replace(trace, source="")
+
+
+def _own(costs: Costs, start: int, count: int) -> Costs:
+    """Of the samples from one on."""
+    if costs.samples is not None and costs.samples < start + count:
+        raise InputError(
+            f"costs of {costs.samples} samples for more in the batches: give each its own, or (K,) for all"
+        )
+    return costs.select(np.arange(start, start + count))
 
 
 def _every_exit(network: StagedNetwork, inputs: Inputs, each: str) -> tuple[Tensor, Tensor]:

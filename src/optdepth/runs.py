@@ -27,9 +27,9 @@ from .fields import Fields
 from .files import read_json, write_json, writing
 from .networks import StagedNetwork, load_network
 from .stopping.methods import METHODS
+from .stopping.regression import LEAST
 from .stopping.rule import FILE, Rule
-from .stopping.snell import LEAST
-from .trace import Costs, Trace
+from .trace import Trace
 
 _FORMAT, _VERSION = "optdepth.run", 3
 _JUDGED, _JUDGED_VERSION = "optdepth.evaluation", 4
@@ -147,7 +147,7 @@ class Run:
                 )
             if trace.source != carving.source or not np.array_equal(trace.rows, carving.rows[split]):
                 raise InputError(f"the {split} trace is not of the {split} split that {self.folder} holds: {again}")
-            if not _same(trace.costs, found["fit"].costs):
+            if not trace.costs.alike(found["fit"].costs):
                 raise InputError(
                     f"costs of the {split} trace are in {trace.costs.unit}, of the fit trace in "
                     f"{found['fit'].costs.unit}, or differ: {again}"
@@ -199,7 +199,7 @@ class Run:
         again += f", or delete {self.folder / 'rules' / name.replace(' ', '-')}"
         if origin.network != fit.network:
             raise InputError(f"rule {name!r} names no network, {self.folder} holds {fit.network}: {again}")
-        if not _same(origin.costs, fit.costs):
+        if not origin.costs.alike(fit.costs.mean()):
             raise InputError(
                 f"rule {name!r} was solved at costs in {origin.costs.unit}, the traces have them in {fit.costs.unit}, "
                 f"or they differ: {again}"
@@ -213,12 +213,6 @@ class Run:
 
     def _step(self, command: str) -> str:
         return f"run optdepth {command} {shlex.quote(str(self.folder))}"
-
-
-def _same(costs: Costs, others: Costs) -> bool:
-    """Whether the two are the same numbers in the same unit."""
-    numbers = [np.array_equal(getattr(costs, name), getattr(others, name)) for name in ("reach", "look", "answer")]
-    return costs.unit == others.unit and all(numbers)
 
 
 def _order(name: str) -> int:

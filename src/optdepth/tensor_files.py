@@ -28,8 +28,8 @@ class Tensors:
     def __init__(self, held: Mapping[str, Tensor], path: Path, make_it: str) -> None:
         self.held, self._path, self._make_it = dict(held), path, make_it
 
-    def take(self, name: str, dtype: torch.dtype, dims: int) -> np.ndarray:
-        """The one of that name, as an array.
+    def take(self, name: str, dtype: torch.dtype, *dims: int) -> np.ndarray:
+        """The one of that name, as an array of one of the numbers of dimensions given.
 
         Raises:
             InputError: it is missing, or of another type or number of dimensions.
@@ -37,8 +37,9 @@ class Tensors:
         if name not in self.held:
             raise InputError(f"{self._path} lacks {name!r}; {self._make_it}")
         tensor = self.held[name]
-        if tensor.dtype != dtype or tensor.dim() != dims:
-            found = f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, not {dtype} of {dims} dimensions"
+        if tensor.dtype != dtype or tensor.dim() not in dims:
+            wanted = " or ".join(map(str, dims))
+            found = f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, not {dtype} of {wanted} dimensions"
             raise damaged(self._path, ValueError(found), self._make_it)
         return tensor.numpy()
 

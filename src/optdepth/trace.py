@@ -12,10 +12,10 @@ from typing import Any, Self, get_args
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Real
-from numpy.typing import ArrayLike
 
 from .batch import identities
 from .errors import InputError
+from .exit_costs import Costs
 from .features import Answers, observe
 from .files import damaged, rebuilding
 from .recall import Windows, checked, every_answer
@@ -29,97 +29,17 @@ _FORMAT, _VERSION = "optdepth.trace", 4
 
 
 @dataclass(frozen=True, eq=False)
-class Costs:
-    """What reaching, looking at and answering from each exit costs, in one unit.
-
-    Attributes:
-        reach: (K,) cost of running the trunk up to exit k; cumulative, so it never falls with depth.
-        look: (K,) cost of looking at exit k: its head, the observation, the rule.
-        answer: (K,) further cost of the answer once stopped at k; 0 where looking already produced it.
-        unit: the unit, for people.
-
-    Example:
-        >>> od.Costs.of([1.0, 2.0], look=0.5).paid()
-        array([1.5, 3. ])
-    """
-
-    reach: Float[Array, " K"]
-    look: Float[Array, " K"]
-    answer: Float[Array, " K"]
-    unit: str = "cost"
-
-    def __post_init__(self) -> None:
-        reach = np.asarray(self.reach, dtype=np.float64)
-        if reach.ndim != 1 or len(reach) == 0:
-            raise InputError(f"reach must be one cost an exit, shape (K,); got shape {reach.shape}")
-        object.__setattr__(self, "reach", reach)
-        for name in ("look", "answer"):
-            value = np.asarray(getattr(self, name), dtype=np.float64)
-            if value.shape != reach.shape:
-                raise InputError(f"{name} has shape {value.shape}, reach has {reach.shape}: one cost an exit")
-            object.__setattr__(self, name, value)
-        for name in ("reach", "look", "answer"):
-            value = getattr(self, name)
-            bad = np.flatnonzero(~np.isfinite(value) | (value < 0))
-            if len(bad):
-                raise InputError(f"{name} cost of exit {bad[0]} is {value[bad[0]]}; costs are finite and >= 0")
-        falls = np.flatnonzero(np.diff(reach) < 0)
-        if len(falls):
-            k = falls[0]
-            raise InputError(
-                f"reach falls from {reach[k]:g} at exit {k} to {reach[k + 1]:g} at exit {k + 1}; "
-                "it is cumulative: give the cost of the whole trunk up to each exit"
-            )
-
-    @classmethod
-    def of(cls, reach: ArrayLike, look: ArrayLike = 0.0, answer: ArrayLike = 0.0, unit: str = "cost") -> Self:
-        """Costs from anything array-like; one number for look or answer counts for every exit."""
-        each = np.asarray(reach, dtype=np.float64)
-        looks, answers = (
-            np.full(each.shape, given) if np.ndim(given) == 0 else np.asarray(given, dtype=np.float64)
-            for given in (look, answer)
-        )
-        return cls(each, looks, answers, unit)
-
-    def __len__(self) -> int:
-        return len(self.reach)
-
-    @property
-    def full(self) -> float:
-        """Cost of the network without exits: the whole trunk and its last head."""
-        return float(self.reach[-1] + self.look[-1] + self.answer[-1])
-
-    def paid(self, looks: Sequence[bool] | None = None) -> Float[Array, " K"]:
-        """C_k: what a sample that stops at exit k has paid, (K,). The exit stopped at is always looked at.
-
-        Args:
-            looks: which exits are looked at on the way; all of them when not given.
-        """
-        seen = np.ones(len(self)) if looks is None else np.asarray(looks, dtype=np.float64)
-        before = np.concatenate([[0.0], np.cumsum(self.look * seen)[:-1]])
-        return self.reach + before + self.look + self.answer
-
-    def keep(self, exits: Sequence[int]) -> Costs:
-        """The costs of some of the exits, with the trunk as it is and no look at the others."""
-        kept = list(exits)
-        return Costs(self.reach[kept], self.look[kept], self.answer[kept], self.unit)
-
-    def relative(self) -> Costs:
-        """The same costs as multiples of the full network's, the unit in which a price is easiest to read."""
-        if self.full <= 0:
-            raise InputError("the full network costs nothing; a share of it is undefined")
-        unit = f"full passes of {self.full:.4g} {self.unit}"
-        return Costs(self.reach / self.full, self.look / self.full, self.answer / self.full, unit)
-
-
-@dataclass(frozen=True, eq=False)
 class Trace:
     """What N inputs met at K exits.
+
+    Where `costs` have a horizon, nothing is met behind a sample's last exit: what arrays hold there is not read, and
+    what was met at that exit takes its place. So its end cannot be seen before it is reached; what is known of it from
+    the start, such as a length, can be a feature.
 
     Attributes:
         losses: (N, K) loss of the answer given at each exit, any bounded task loss; a reward is a negative loss.
         observations: (N, K, F) what may be seen at each exit without the label.
-        costs: what each exit costs.
+        costs: what each exit costs, the same for all samples or (N, K), and where samples end by themselves.
         features: F names of the observation's columns.
         posterior_losses: (N, K) loss that the last exit's class distribution expects of each exit's answer. The
             realised loss without the label's noise (theory, section 10): solvers fit on it, never report on it.
@@ -159,6 +79,7 @@ class Trace:
         losses = np.asarray(self.losses, dtype=np.float64)
         observations = np.asarray(self.observations, dtype=np.float32)
         _check_shapes(losses, observations, self.costs)
+        losses, observations = self.costs.until_end(losses), self.costs.until_end(observations)
         _check_finite("loss", losses)
         _check_finite("observation", observations)
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731 - frozen dataclass
@@ -172,10 +93,11 @@ class Trace:
             posterior = np.asarray(self.posterior_losses, dtype=np.float64)
             if posterior.shape != losses.shape:
                 raise InputError(f"posterior_losses has shape {posterior.shape}, losses {losses.shape}")
+            posterior = self.costs.until_end(posterior)
             _check_finite("posterior loss", posterior)
             put("posterior_losses", posterior)
         if self.disagreement is not None:
-            put("disagreement", _checked_disagreement(self.disagreement, losses.shape))
+            put("disagreement", _checked_disagreement(self.disagreement, self.costs, losses.shape))
         given = self.identity if len(self.identity) else identities((_tensor(losses), _tensor(observations)))
         put("identity", np.asarray(given, dtype=np.int64))
         put("rows", np.asarray(self.rows, dtype=np.int64) if len(self.rows) else np.arange(len(losses)))
@@ -211,12 +133,13 @@ class Trace:
             raise InputError(
                 f"logits must be (N, K, C) and labels (N,); got {tuple(scores.shape)}, {tuple(right.shape)}"
             )
+        scores = torch.from_numpy(costs.until_end(scores.numpy()))
         _check_finite("logit", scores.numpy())
         outside = torch.nonzero((right < 0) | (right >= scores.shape[2]))
         if len(outside):
             i = int(outside[0])
             raise InputError(f"label {int(right[i])} of sample {i} is outside 0..{scores.shape[2] - 1}")
-        answers = every_answer(scores, recall).argmax(-1)
+        answers = torch.from_numpy(costs.until_end(every_answer(scores, recall).argmax(-1).numpy()))
         posterior = scores[:, -1].double().softmax(-1)
         wrong, expected = (answers != right[:, None]).double(), 1.0 - posterior.gather(1, answers)
         where |= {"recall": recall, "disagreement": (answers != answers[:, -1:]).numpy()}
@@ -250,6 +173,7 @@ class Trace:
         if given.ndim < 2 or given.shape[:2] != np.shape(losses):
             shapes = f"{tuple(given.shape)}, {np.shape(losses)}"
             raise InputError(f"answers must be (N, K, ...) and losses (N, K); got {shapes}")
+        given = torch.from_numpy(costs.until_end(given.numpy()))
         _check_finite("answer", given.flatten(2).numpy() if given.ndim > 2 else given.numpy())
         seen, features = observe(given, kind, of_state)
         if "identity" not in where:  # of the answers alone: the same samples under another loss are the same samples
@@ -284,7 +208,7 @@ class Trace:
             raise InputError(f"rewards must be (N, K); got shape {gained.shape}")
         exits = costs if costs is not None else Costs.of(np.zeros(gained.shape[1]))
         made = cls(-discounted(gained, discount), np.asarray(observations, dtype=np.float32), exits, **rest)
-        return replace(made, reward=seen_among(gained, made.observations, made.features))
+        return replace(made, reward=seen_among(exits.until_end(gained), made.observations, made.features))
 
     def __len__(self) -> int:
         return len(self.losses)
@@ -293,6 +217,13 @@ class Trace:
     def n_exits(self) -> int:
         """K, the number of exits."""
         return int(self.losses.shape[1])
+
+    @property
+    def ended(self) -> Bool[Array, "N D"]:
+        """At which exits before the last each sample has ended by itself: there it stops whatever is seen."""
+        if self.costs.horizon is None:
+            return np.zeros((len(self), self.n_exits - 1), dtype=bool)
+        return np.arange(self.n_exits - 1) >= self.costs.horizon[:, None] - 1
 
     @property
     def samples(self) -> Samples:
@@ -319,6 +250,7 @@ class Trace:
             self,
             losses=kept,
             observations=self.observations[index],
+            costs=self.costs.select(index),
             posterior_losses=posterior,
             rows=self.rows[index],
             identity=self.identity[index],
@@ -344,9 +276,9 @@ class Trace:
         for other in traces[1:]:
             shared = ("source", "network", "features", "recall", "reward")
             same = all(getattr(other, name) == getattr(first, name) for name in shared)
-            if not same or not np.array_equal(other.costs.paid(), first.costs.paid()):
-                raise InputError(f"traces to concatenate must share {', '.join(shared)} and costs")
-        rows = np.concatenate([t.rows for t in traces])
+            if not same:
+                raise InputError(f"traces to concatenate must share {', '.join(shared)}")
+        costs, rows = Costs.concat([t.costs for t in traces]), np.concatenate([t.rows for t in traces])
         if twice := len(rows) - len(np.unique(rows)):
             raise InputError(f"{twice} samples are in more than one of the traces; each may count once")
         posteriors = [t.posterior_losses for t in traces if t.posterior_losses is not None]
@@ -355,6 +287,7 @@ class Trace:
             first,
             losses=np.concatenate([t.losses for t in traces]),
             observations=np.concatenate([t.observations for t in traces]),
+            costs=costs,
             posterior_losses=np.concatenate(posteriors) if len(posteriors) == len(traces) else None,
             rows=rows,
             identity=np.concatenate([t.identity for t in traces]),
@@ -366,10 +299,9 @@ class Trace:
         tensors = {"losses": self.losses, "observations": self.observations, "rows": self.rows}
         tensors["identity"] = self.identity
         tensors |= {"reach": self.costs.reach, "look": self.costs.look, "answer": self.costs.answer}
-        if self.posterior_losses is not None:
-            tensors["posterior_losses"] = self.posterior_losses
-        if self.disagreement is not None:
-            tensors["disagreement"] = self.disagreement
+        optional = {"posterior_losses": self.posterior_losses, "disagreement": self.disagreement}
+        optional |= {"horizon": self.costs.horizon}
+        tensors |= {name: value for name, value in optional.items() if value is not None}
         about = {"format": _FORMAT, "version": _VERSION, "features": self.features, "unit": self.costs.unit}
         about |= {"source": self.source, "network": self.network, "recall": self.recall}
         about |= {"reward": self.reward}
@@ -380,7 +312,8 @@ class Trace:
         """Reads what `save` wrote; anything else is refused."""
         path, again = Path(path), "record the trace again"
         held, about = read_tensors(path, format=_FORMAT, version=_VERSION, make_it=again)
-        arrays = {name: held.take(name, torch.float64, 1) for name in ("reach", "look", "answer")}
+        arrays = {name: held.take(name, torch.float64, 1, 2) for name in ("reach", "look", "answer")}
+        horizon = held.optional("horizon", torch.int64, 1)
         parts = {
             "losses": held.take("losses", torch.float64, 2),
             "observations": held.take("observations", torch.float32, 3),
@@ -396,7 +329,7 @@ class Trace:
             sizes = ", ".join(f"{len(parts[name])} {name}" for name in ("losses", "rows", "identity"))
             raise damaged(path, ValueError(f"it holds {sizes}: one each a sample"), again)
         with rebuilding(path, again):
-            return cls(costs=Costs(**arrays, unit=about.take("unit", str)), **parts)
+            return cls(costs=Costs(**arrays, unit=about.take("unit", str), horizon=horizon), **parts)
 
 
 def _check_shapes(losses: Array, observations: Array, costs: Costs) -> None:
@@ -410,10 +343,13 @@ def _check_shapes(losses: Array, observations: Array, costs: Costs) -> None:
         )
     if len(costs) != losses.shape[1]:
         raise InputError(f"costs of {len(costs)} exits for losses at {losses.shape[1]} exits")
+    if costs.samples not in (None, len(losses)):
+        raise InputError(f"costs of {costs.samples} samples for losses of {len(losses)}: give each its own, or (K,)")
 
 
-def _checked_disagreement(given: Any, shape: tuple[int, ...]) -> Bool[Array, "N K"]:
+def _checked_disagreement(given: Any, costs: Costs, shape: tuple[int, ...]) -> Bool[Array, "N K"]:
     differs = np.asarray(given)
+    differs = costs.until_end(differs) if differs.shape == shape else differs
     if differs.shape != shape or not np.isin(differs, (0, 1)).all() or differs[:, -1].any():
         raise InputError(
             f"disagreement is true or false of {shape[0]} samples at {shape[1]} exits, and false at the last; "

@@ -8,7 +8,7 @@ between.
     ... train, then
     trace = od.record(network, data.batches("fit"), costs)
     rule = od.snell(trace, price=0.05, features=("margin", "entropy"))
-    stopped = od.FlowEngine(network, rule)(images)      # logits, and the time of each sample's stop
+    stopped = FlowEngine(network, rule)(images)      # logits, and the time of each sample's stop
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class FlowEngine:
         >>> flow = neural_ode(4, classes=10, channels=1, width=4, seed=0).eval()
         >>> recorded = od.record(flow, data.batches("fit"), od.flops(flow, images).relative())
         >>> rule = od.snell(recorded, price=0.1, features=("margin",))
-        >>> od.FlowEngine(flow, rule)(images).time.shape
+        >>> FlowEngine(flow, rule)(images).time.shape
         torch.Size([64])
     """
 

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..batch import State, hidden, overflown, select
 from ..errors import InputError
+from ..exit_costs import Costs
 from ..features import Memory
 from ..networks import StagedNetwork
 from ..networks.modes import served_together
@@ -29,7 +30,6 @@ from ..networks.work import counted
 from ..stopping.evaluate import Evaluation
 from ..stopping.rule import Rule
 from ..threads import ThreadChoice, about, light
-from ..trace import Costs
 from .decoder_layers import Call, DecoderLayers, Owed, hand_on
 from .ending import Decode, Ending
 from .look import Look

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from ..batch import Inputs, State, hidden, now, plain, select
 from ..errors import InputError
+from ..exit_costs import Costs
 from ..features import Memory
 from ..networks import StagedNetwork, served
 from ..stopping.gain import GainRule
 from ..stopping.regression import Additive
 from ..stopping.rule import Origin
 from ..threads import ThreadChoice, said
-from ..trace import Costs
 from .look import Look
 from .running_batch import RunningBatch
 

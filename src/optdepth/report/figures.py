@@ -134,7 +134,7 @@ def _draw_difference(axes: Any, study: Study, shares: Float[Array, " 2"]) -> Non
 
 
 def _grid(study: Study) -> Float[Array, " G"]:
-    paid = study.test.costs.paid()
+    paid = study.test.costs.mean().paid()
     return np.linspace(paid[0], paid[-1], 200)
 
 

@@ -211,13 +211,14 @@ def _gallery(study: Study, show: Callable[[int], Shown], labels: Sequence[str] |
 
 def _costs(study: Study, clock: Sequence[Clocked]) -> Section:
     costs = study.test.costs
-    share = costs.relative()
+    share = costs.relative().mean()
     header = ("exit", "trunk up to here", "looking", "answering", "paid if stopped here")
     columns = (share.reach, share.look, share.answer, share.paid())
     rows = tuple((name, *(_percent(float(column[k])) for column in columns)) for k, name in enumerate(study.names))
     text = [
         f"In % of the full network without exits, which is {costs.full:.4g} an input, counted in {costs.unit}. Looking "
-        "is the exit's head and the rule; whoever stops at an exit has also paid for looking at the exits before it.",
+        "is the exit's head and the rule; whoever stops at an exit has also paid for looking at the exits before it."
+        + ("" if costs.samples is None else " Inputs differ in what they cost: these are means over the test split."),
     ]
     tables = [Table(header, rows)]
     if clock:

@@ -111,6 +111,8 @@ def tuned(trace: Trace, feature: str, *, below: bool = False, per_exit: bool = F
         InputError: the trace lacks the feature.
     """
     score = trace.columns([feature])[:, :-1, 0] * np.float32(-1 if below else 1)
+    if trace.costs.horizon is not None:
+        score[trace.ended] = -np.inf  # a sample that has ended has nothing to decide
 
     def at(price: float) -> Threshold:
         values = weighed(trace.losses, trace.costs.paid(), price)

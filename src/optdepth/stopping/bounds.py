@@ -7,14 +7,14 @@ from typing import Self
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from ..errors import InputError
 from ..threads import light
 from ..trace import Trace
 from .family import check_price
 from .posterior import expected_losses
-from .regression import Regression, bases, shuffled
+from .regression import among, shuffled
 from .rule import FixedDepth, Origin, Rule
 
 Array = np.ndarray
@@ -48,7 +48,8 @@ def prophet(trace: Trace, *, price: float) -> Prophet:
     exits = values.argmin(axis=1)
     best = values[np.arange(len(trace)), exits]
     loss = trace.losses[np.arange(len(trace)), exits]
-    return Prophet(float(best.mean()), _error(best), float(loss.mean()), float(paid[exits].mean()))
+    cost = trace.costs.at(exits, (False,) * trace.n_exits)
+    return Prophet(float(best.mean()), _error(best), float(loss.mean()), float(cost.mean()))
 
 
 @dataclass(frozen=True)
@@ -153,10 +154,11 @@ def gap(rule: Rule, fit: Trace, test: Trace, *, price: float, seed: int = 0) -> 
         True
     """
     hedged = _Hedged.of(rule, fit, test, price, seed)
-    origin = Origin(fit.costs, recall=fit.recall)
-    alone = np.array([fit.costs.paid(FixedDepth(origin, k).looks)[k] for k in range(fit.n_exits)])
+    depths = [FixedDepth(Origin(fit.costs, recall=fit.recall), k) for k in range(fit.n_exits)]
+    alone = np.array([depth.origin.costs.paid(depth.looks)[k] for k, depth in enumerate(depths)])
     depth = int(np.argmin(fit.losses.mean(axis=0) + price * alone))
-    fixed = test.losses[:, depth] + price * alone[depth] - hedged.martingale[:, depth]
+    paid = test.costs.at(np.full(len(test), depth), depths[depth].looks)
+    fixed = test.losses[:, depth] + price * paid - hedged.martingale[:, depth]
     left, gained = hedged.values - hedged.bounds, fixed - hedged.bounds
     share = left.mean() / gained.mean() if gained.mean() > 0 else float("nan")
     # The delta method: the share is a ratio of two means over the same samples.
@@ -183,49 +185,74 @@ class _Hedged:
         check_price(price)
         _check_independent(rule, fit, test)
         fit = shuffled(fit, seed)
-        paid = price * fit.costs.paid(rule.looks)
-        expected, martingale = _regressed(rule, fit, test, expected_losses(fit) + paid, seed)
+        values = expected_losses(fit) + price * fit.costs.paid(rule.looks)
+        met = test.losses + price * test.costs.paid(rule.looks)
+        expected, martingale = _regressed(rule, fit, test, values, met, seed)
         stopped = np.arange(len(test)), rule.stopped_at(test)
         hedged = expected - martingale
         # What was met at the stops, not its regression: so rounding does not part a value from a bound that equals it.
-        values = (test.losses + paid)[stopped] - martingale[stopped]
+        values = met[stopped] - martingale[stopped]
         return cls(values, values - (hedged[stopped] - hedged.min(axis=1)), martingale)
 
 
 def _regressed(
-    rule: Rule, fit: Trace, test: Trace, values: Float[Array, "n K"], seed: int
+    rule: Rule, fit: Trace, test: Trace, values: Float[Array, "n K"], met: Float[Array, "N K"], seed: int
 ) -> tuple[Float[Array, "N K"], Float[Array, "N K"]]:
-    """E[Y_k | s_k], infinite where the rule does not look, and M_k on the test samples; `values` are Y_k of `fit`."""
+    """E[Y_k | s_k], infinite where the rule does not look, and M_k on the test samples.
+
+    Where a sample has ended by itself its Y_k has been met, and stands in place of the regression.
+
+    Args:
+        values, met: Y_k of `fit` and of `test`.
+    """
     stops = rule.stops(fit)
-    last = fit.n_exits - 1
-    expected = np.full(test.losses.shape, np.inf)
+    last, n = fit.n_exits - 1, len(fit)
+    realised, ended = np.concatenate([values, met]), np.concatenate([_ended(fit), _ended(test)])
+    ends = np.where(ended.any(axis=1), ended.argmax(axis=1), last)[n:]
+    expected = np.where(ended[n:], met, np.inf)
     steps = np.zeros(test.losses.shape)
     follows = values[:, -1]  # realised value of the rule from the exit after k on
-    worth, after = np.empty(0), last
+    worth, after = realised[:, -1], last
     for k in reversed([k for k in range(fit.n_exits) if rule.looks[k] or k == last]):
-        regression = _Regression(fit.observations[:, k], test.observations[:, k], seed)
-        stop = regression(values[:, k])
-        expected[:, k] = stop[len(fit) :]
+        regression = _Regression(fit.observations[:, k], test.observations[:, k], ~ended[:, k], seed)
+        stop = regression(values[:, k], realised[:, k])
+        expected[:, k] = stop[n:]
         if k == last:
             worth = stop
         else:
-            foreseen = regression(worth[: len(fit)])
-            steps[:, after] = (worth - foreseen)[len(fit) :]
-            worth = np.minimum(stop, regression(follows))
+            step = (worth - regression(worth[:n], worth))[n:]
+            steps[np.arange(len(test)), np.minimum(after, np.maximum(ends, k))] = step
+            worth = np.minimum(stop, regression(follows, realised[:, k]))
             follows = np.where(stops[:, k], values[:, k], follows)
         after = k
     return expected, steps.cumsum(axis=1)
 
 
+def _ended(trace: Trace) -> Bool[Array, "N K"]:
+    """Where each sample has ended by itself, the last exit included: it need not end there where it has no horizon."""
+    bounded = trace.costs.horizon is not None
+    return np.column_stack([trace.ended, np.full(len(trace), bounded)])
+
+
 class _Regression:
-    """Regressions on one exit's observations of the fit samples, predicted on those and then the test samples."""
+    """Regressions on one exit's observations of the fit samples, predicted on those and then the test samples.
 
-    def __init__(self, fit: Float[Array, "n F"], test: Float[Array, "N F"], seed: int) -> None:
-        self.regression = Regression(fit, bases(fit, seed))
-        self.observations = torch.from_numpy(np.concatenate([fit, test]))
+    Args:
+        going: which of all have not ended; the regression is on those and for those.
+    """
 
-    def __call__(self, target: Float[Array, " n"]) -> Float[Array, " m"]:
-        return self.regression.fit(target).function()(self.observations).double().numpy()
+    def __init__(
+        self, fit: Float[Array, "n F"], test: Float[Array, "N F"], going: Bool[Array, " m"], seed: int
+    ) -> None:
+        self.rows, self.regression = among(fit, going[: len(fit)], seed)
+        self.going, self.observations = going, torch.from_numpy(np.concatenate([fit, test]))
+
+    def __call__(self, target: Float[Array, " n"], otherwise: Float[Array, " m"]) -> Float[Array, " m"]:
+        """Of the fit samples' target; of those that have ended, and of all where too few have not, `otherwise`."""
+        if self.regression is None:
+            return otherwise
+        predicted = self.regression.fit(target[self.rows]).function()(self.observations).double().numpy()
+        return np.where(self.going, predicted, otherwise)
 
 
 def _check_independent(rule: Rule, fit: Trace, test: Trace) -> None:

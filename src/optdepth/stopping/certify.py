@@ -22,6 +22,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..trace import Trace
+from .ceiling import Ceiling
 from .evaluate import Evaluation, evaluate
 from .risks import MEANING, Measure, RiskTest, measured
 from .rule import FixedDepth, Origin, Rule
@@ -92,7 +93,8 @@ class Certificate:
     """What is promised of a rule, on which data, with what confidence.
 
     Attributes:
-        rule: the cheapest rule certified; the full depth where none is.
+        rule: the cheapest rule certified; the full depth where none is. Where a ceiling alone is not shown, the
+            cheapest that keeps the rest.
         promises: what is bounded, by how much, and what was observed of the rule. All hold at once.
         confidence: chance, over the draw of the samples, that a certificate is right.
         certified: whether the promises hold; False when not even the full network's risk could be shown to be within
@@ -104,6 +106,8 @@ class Certificate:
         digest: names the samples.
         tested: how many rules were tested.
         short: where nothing was gained, why the first rule that failed did, by the bounds that it failed; else empty.
+        ceiling: the bound on the mean cost, certified with the promises; None where none was asked for.
+        within: whether it was shown of the rule; True where none was asked for.
     """
 
     rule: Rule
@@ -117,6 +121,8 @@ class Certificate:
     digest: str
     tested: int
     short: tuple[Shortfall, ...]
+    ceiling: float | None = None
+    within: bool = True
 
     @property
     def gained(self) -> bool:
@@ -126,6 +132,12 @@ class Certificate:
     def __str__(self) -> str:
         on = f"{self.samples:,} samples" + (f" ({self.duplicates:,} duplicates left out)" if self.duplicates else "")
         sure = f"with {percent(self.confidence)} confidence"
+        if not self.within:
+            kept = " and ".join(f"a {MEANING[each.measure]} of at most {each.risk:g}" for each in self.promises)
+            return (
+                f"nothing is certified: {on} do not show {sure} that the cheapest rule shown to keep {kept} costs at "
+                f"most {self.ceiling:g} on average; there it costs {self.cost:.4g}"
+            )
         if not self.certified:
             (loss,) = self.short
             return (
@@ -133,6 +145,7 @@ class Certificate:
                 f"{loss.risk:g}; {loss.said(self.samples)}; the rule is the full depth"
             )
         bounds = " and ".join(f"the {MEANING[each.measure]} is at most {each.risk:g}" for each in self.promises)
+        bounds += f" and the mean cost at most {self.ceiling:g}" if self.ceiling is not None else ""
         if not self.gained:
             kept = "it" if len(self.promises) == 1 else "them"
             nothing = (
@@ -153,6 +166,8 @@ def certify(
     risk: float | Mapping[Measure, float],
     confidence: float,
     measure: Measure | None = None,
+    cost: float | None = None,
+    most: float | None = None,
     seed: int = 0,
 ) -> Certificate:
     """The cheapest rule whose risk is shown to be at most `risk`, by fixed-sequence testing.
@@ -172,15 +187,19 @@ def certify(
         confidence: of the promise, over the draw of the samples, in (0, 1).
         measure: what a single risk bounds, a mean over the law: "loss" (if none is named); "excess", the loss above
             the full network's; or "disagreement", how often the answer is not the full network's.
+        cost: a bound on the mean cost, in the trace's unit, that is to hold together with the risk.
+        most: with it, the most that a sample can cost where samples differ, such as a limit of tokens.
         seed: of the order in which `betting_p` meets the samples.
 
     Raises:
-        InputError: a risk, confidence or measure that is none; losses outside [0, 1]; disagreement asked of a trace
-            that does not tell it; samples that fitted a rule, or none that is left.
+        InputError: a risk, confidence, measure or cost that is none; losses outside [0, 1]; disagreement asked of a
+            trace that does not tell it; samples that fitted a rule, or none that is left.
     """
     rules, given = list(rules), len(trace)
     trace = _independent(trace, rules)
-    tests = RiskTest.of(trace, risk, confidence, measure)
+    level = (1 - confidence) / (1 if cost is None else 2)
+    tests = RiskTest.of(trace, risk, 1 - level, measure)
+    ceiling = None if cost is None else Ceiling.of(trace, cost, most, level)
     full = FixedDepth(Origin(trace.costs, trace.network, recall=trace.recall), trace.n_exits - 1)
     order = np.random.default_rng(seed).permutation(len(trace))
     passed: list[tuple[Rule, Evaluation]] = []
@@ -197,13 +216,18 @@ def certify(
             break
         passed.append((rule, found))
     rule, found = min(passed, key=lambda pair: pair[1].cost, default=(full, evaluate(full, trace)))
+    within = True
+    if ceiling is not None and passed:
+        # From the most eager on, whose cost is least in doubt: all up to the rule are to be shown, as in any sequence.
+        behind = rules[rules.index(rule) + 1 :] if rule in rules else rules
+        within = all(ceiling.shows(evaluate(each, trace).costs[order]) for each in (*reversed(behind), rule))
     cheaper = _cheaper(found.cost, trace.costs.full)
     means = {test: float(measured(test.measure, found.stopped_at, trace).mean()) for test in tests}
     return Certificate(
         rule=rule,
         promises=tuple(Promise(test.measure, test.risk, mean) for test, mean in means.items()),
         confidence=confidence,
-        certified=bool(passed),
+        certified=bool(passed) and within,
         cost=found.cost,
         full_cost=trace.costs.full,
         samples=len(trace),
@@ -211,6 +235,8 @@ def certify(
         digest=trace.samples.digest,
         tested=tested,
         short=tuple(Shortfall.of(test, each) for test, each in failed if not cheaper),
+        ceiling=cost,
+        within=within,
     )
 
 

@@ -98,7 +98,7 @@ def applied(rule: Rule, trace: Trace) -> Evaluation:
         )
     stopped_at = rule.stopped_at(trace)
     losses = trace.losses[np.arange(len(trace)), stopped_at]
-    costs = trace.costs.paid(rule.looks)[stopped_at]
+    costs = trace.costs.at(stopped_at, rule.looks)
     return Evaluation.of(losses, costs, stopped_at, n_exits=trace.n_exits)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from ..errors import InputError
 from ..threads import light
 from ..trace import Trace
+from .ceiling import Ceiling
 from .certify import Certificate, certify
 from .evaluate import applied
 from .risks import Measure, RiskTest, check_measurable, measured, risks_of
@@ -82,7 +83,7 @@ class Family(Generic[R_co]):
 
     def _announce(self, price: float) -> None:
         """Says so where prices seem to be meant in another unit: all samples stop at once, and nobody would be told."""
-        costs, won = self.trace.costs, float(np.ptp(self.trace.losses))
+        costs, won = self.trace.costs.mean(), float(np.ptp(self.trace.losses))
         if won == 0:
             return
         alone = costs.paid([True, *[False] * (len(costs) - 1)])
@@ -105,8 +106,9 @@ class Family(Generic[R_co]):
         Raises:
             InputError: no rule of the family meets the budget, or every rule does.
         """
-        trace, least = self.trace, float(self.trace.costs.paid()[0])
-        if budget > (most := float(trace.costs.paid().max())):
+        trace, paid = self.trace, self.trace.costs.paid()
+        least = float(paid[..., 0].mean())
+        if budget > (most := float(paid.max(axis=-1).mean())):
             raise InputError(
                 f"a budget of {budget:g} {trace.costs.unit} is more than any rule takes, {most:g}: give less than the "
                 f"full network's {trace.costs.full:g}, or price=0 for the rule that loses least at any cost"
@@ -157,25 +159,31 @@ class Family(Generic[R_co]):
         risk: float | Mapping[Measure, float],
         confidence: float,
         measure: Measure | None = None,
+        cost: float | None = None,
+        most: float | None = None,
         seed: int = 0,
     ) -> Certificate:
         """The cheapest rule of the family that is shown to keep a promise, or several at once; see `certify`.
 
         Args:
             trace: samples that did not fit the family; the prices tried are chosen on those that did.
-            risk, confidence, measure, seed: as in `certify`.
+            risk, confidence, measure, cost, most, seed: as in `certify`.
 
         Raises:
             InputError: samples of the trace fitted the family; the exits cost nothing; or as `certify`.
         """
         self.check_unseen(trace)
         RiskTest.of(trace, risk, confidence, measure)  # what cannot be tested is refused before anything is solved
+        if cost is not None:
+            Ceiling.of(trace, cost, most, 1 - confidence)
         return certify(
             self.ladder(risk=risk, measure=measure),
             trace,
             risk=risk,
             confidence=confidence,
             measure=measure,
+            cost=cost,
+            most=most,
             seed=seed,
         )
 
@@ -200,6 +208,7 @@ class Family(Generic[R_co]):
             InputError: the exits cost nothing, or the trace lacks what a measure is about.
         """
         trace, risks, unit = self.trace, risks_of(risk, measure), self._unit
+        least = float(trace.costs.mean().paid()[0])
         check_measurable(trace, risks)
         rungs: dict[float, tuple[R_co, float]] = {}
 
@@ -211,7 +220,7 @@ class Family(Generic[R_co]):
                 values = measured(asked, found.stopped_at, trace)
                 if values.mean() - 2 * values.std() / sqrt(len(trace)) > bound:
                     return False
-            return bool(found.cost > trace.costs.paid()[0] * (1 + 1e-6))
+            return found.cost > least * (1 + 1e-6)
 
         price = 0.0
         while climb(price) and price < _DEAREST * unit:

@@ -21,7 +21,7 @@ from ..trace import Trace
 from .decay import CONFIDENCE, Decay, decay
 from .evaluate import Evaluation, evaluate
 from .posterior import expected_losses
-from .regression import CrossFit, Ramps, shuffled
+from .regression import LEAST, CrossFit, Ramps, shuffled
 from .rule import Rule
 
 Array = np.ndarray
@@ -77,7 +77,8 @@ class ReturnsBound:
 
     Attributes:
         gains: (K - 1,) the most that one step from each exit is expected to gain, in units of loss.
-        worth: (K - 1,) price x cost of that step.
+        worth: (K - 1,) price x cost of that step; where costs differ by sample, of a step of mean cost, and the gain is
+            less what the sample's own costs above it.
         exit: N; the last exit where steps pay up to the end of the trace, and then the bound says nothing.
     """
 
@@ -225,18 +226,28 @@ def expected_depth_bound(trace: Trace, found: Evaluation, *, price: float, least
             f"a loss of {trace.losses.min():g} is below the least loss, {least_loss:g}; give least_loss=, the least "
             "that this loss can be (for rewards: minus the largest)"
         )
-    first = trace.losses[:, 0]
-    error = first.std(ddof=1) / np.sqrt(len(first)) / price if len(first) > 1 else math.inf
-    bound = trace.costs.paid()[0] + (first.mean() - least_loss) / price
-    whole = float(trace.costs.paid()[-1])
-    return ExpectedDepth(float(bound), float(error), found.cost, found.cost_error, whole)
+    paid = trace.costs.paid()
+    first = paid[..., 0] + (trace.losses[:, 0] - least_loss) / price
+    error = first.std(ddof=1) / np.sqrt(len(first)) if len(first) > 1 else math.inf
+    return ExpectedDepth(float(first.mean()), float(error), found.cost, found.cost_error, float(paid[..., -1].mean()))
 
 
 def _diminishing_returns(trace: Trace, price: float, seed: int) -> ReturnsBound:
     trace = shuffled(trace, seed)
-    drop = -np.diff(expected_losses(trace), axis=1)
-    gains = np.array([_largest(trace.observations[:, k], drop[:, k]) for k in range(trace.n_exits - 1)])
-    worth = price * np.diff(trace.costs.paid())
+    drop, toll = -np.diff(expected_losses(trace), axis=1), price * np.diff(trace.costs.paid(), axis=-1)
+    worth = toll
+    if toll.ndim == 2:  # what a sample's own step costs above the mean is taken off its gain
+        worth = toll.mean(axis=0)
+        drop = drop - (toll - worth)
+    going = ~trace.ended
+    rows = [np.flatnonzero(going[:, k]) for k in range(trace.n_exits - 1)]
+    most = float(np.ptp(trace.losses))  # where too few samples go on to tell, a step may gain as much as there is
+    gains = np.array(
+        [
+            _largest(trace.observations[index, k], drop[index, k]) if len(index) >= LEAST else most
+            for k, index in enumerate(rows)
+        ]
+    )
     pays = np.flatnonzero(gains > worth)
     return ReturnsBound(gains, worth, int(pays[-1]) + 1 if len(pays) else 0)
 
@@ -269,8 +280,9 @@ def _residual_bound(
     start, notes = _constant_shape(relative)
     found = decay(sizes[:, start:], np.arange(start + 1, trace.n_exits + 1))
     law = found.law if found else None
-    step = float(np.diff(trace.costs.paid()).min())
+    step = float(np.diff(trace.costs.paid(), axis=-1).min())
     unmet = [
+        *(["samples end by themselves, and behind that have no residuals"] if trace.costs.horizon is not None else []),
         *_unmet_by_head(trace, residuals, head_norm, shared_head, start),
         *(["a step costs nothing"] if step <= 0 else []),
         *(["fewer than four depths of one shape have a residual"] if found is None else []),

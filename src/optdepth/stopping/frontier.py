@@ -150,20 +150,25 @@ def prices_for(trace: Trace, *, count: int = 20) -> Float[Array, " count"]:
     if count < 2 or len(trace) < 2:
         raise InputError(f"{count} prices from {len(trace)} samples; a sweep needs at least two of each")
     paid = trace.costs.paid()
-    rise = paid - paid[0]
-    deeper = rise > 0
+    rise = np.broadcast_to(paid - paid[..., :1], trace.losses.shape)
+    deeper = rise.mean(axis=0) > 0
     if not deeper[-1]:
         raise InputError("the last exit costs no more than the first, so no price makes stopping early pay")
     full = fixed_depths(trace)[-1]
     # A last exit that is never wrong on the trace has no spread; one wrong answer is then what can be told apart.
-    low = (full.loss_error or 1.0 / len(trace)) / rise[-1]
-    gain = (trace.losses[:, :1] - trace.losses)[:, deeper] / rise[deeper]
-    best = 0.0
+    low = (full.loss_error or 1.0 / len(trace)) / rise[:, -1].mean()
+    gain = (trace.losses[:, :1] - trace.losses)[:, deeper]
+    best, rise = 0.0, rise[:, deeper]
     for feature in trace.observations[:, 0].T:
         groups = np.array_split(np.argsort(feature, kind="stable"), min(_GROUPS, len(trace)))
-        best = max(best, *(float(gain[group].mean(axis=0).max()) for group in groups))
+        best = max(best, *(_steepest(gain[group].mean(axis=0), rise[group].mean(axis=0)) for group in groups))
     # Where depth gains nothing, a decade of prices still shows that every rule stops at once.
     return np.geomspace(low, max(best, 10 * low), count)
+
+
+def _steepest(gain: Float[Array, " k"], rise: Float[Array, " k"]) -> float:
+    """The largest gain per unit of cost, over the exits that a group goes on to at a cost."""
+    return float((gain[rise > 0] / rise[rise > 0]).max(initial=0.0))
 
 
 def fixed_depths(trace: Trace) -> list[Evaluation]:

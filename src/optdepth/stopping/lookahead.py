@@ -14,14 +14,18 @@ from ..trace import Trace
 from .family import solver
 from .gain import GainRule, frugal
 from .posterior import expected_losses
-from .regression import Regression, bases, shuffled
+from .regression import Function, among, positive, shuffled
 from .rule import Origin, Rule
-from .scale import common_exponent, priced
+from .scale import common_exponent, priced, shrunk
+
+Array = np.ndarray
 
 
 @solver
 def lookahead(trace: Trace, *, features: Sequence[str] | None = None, seed: int = 0) -> Callable[[float], GainRule]:
     """Stops where E[L_k - L_{k+1} | s_k] <= price x (C_{k+1} - C_k). The regressions do not depend on the price.
+
+    Where costs differ by sample, what the step costs is part of what is regressed, at each price anew.
 
     Args:
         trace: the fit split.
@@ -37,16 +41,24 @@ def lookahead(trace: Trace, *, features: Sequence[str] | None = None, seed: int 
         0.05
     """
     trace, chosen = shuffled(trace, seed), tuple(features or frugal(trace))
-    seen = trace.columns(chosen)
+    seen, going = trace.columns(chosen), ~trace.ended
     drop = -np.diff(expected_losses(trace), axis=1)
-    early = range(trace.n_exits - 1)
-    fits = [Regression(seen[:, k], bases(seen[:, k], seed)).fit(drop[:, k]) for k in early]
-    step = np.diff(trace.costs.paid())
+    parts = [among(seen[:, k], going[:, k], seed) for k in range(trace.n_exits - 1)]
+    step = np.diff(trace.costs.paid(), axis=-1)
+    alike = [] if step.ndim == 2 else [made.fit(drop[rows, k]) for k, (rows, made) in enumerate(parts) if made]
+
+    def gain(k: int, by: int, toll: Array) -> Function:
+        rows, made = parts[k]
+        if made is None:
+            return positive(len(chosen))
+        if alike:
+            return alike[k].function(-float(toll), by)
+        return made.fit(shrunk(drop[rows, k], by) - toll[rows]).function()
 
     def at(price: float) -> GainRule:
         by = common_exponent(drop, step, price)
         toll = priced(step, price, by)
-        gains = [fit.function(-float(toll[k]), by) for k, fit in enumerate(fits)]
+        gains = [gain(k, by, toll[..., k]) for k in range(len(parts))]
         return GainRule(Origin.of(trace, price), chosen, gains)
 
     return at

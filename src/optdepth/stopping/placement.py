@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 from ..errors import InputError
 from ..threads import light
 from ..trace import Trace
 from .family import check_price
 from .posterior import expected_losses
-from .regression import CrossFit, Ramps, shuffled
+from .regression import LEAST, CrossFit, Ramps, shuffled
 from .scale import common_exponent, priced, shrunk
 
 Array = np.ndarray
@@ -161,15 +161,14 @@ class _Tails:
         once = costs.reach + costs.look + costs.answer
         by = common_exponent(losses, once, price)
         self.unit = math.ldexp(1.0, by) if by < 1024 else math.inf
-        self.stop: Float[Array, "N K 2"] = shrunk(losses, by) + priced(once, price, by)[:, None]
-        self.look: Float[Array, " K"] = priced(costs.look, price, by)
-        self.last = trace.n_exits - 1
-        seen = [observations[:, k] for k in range(self.last)]
-        self.fits = [CrossFit(Ramps.of(columns, _RAMPS), columns) for columns in seen]
+        self.stop: Float[Array, "N K 2"] = shrunk(losses, by) + priced(once, price, by)[..., None]
+        self.look: Float[Array, "*N K"] = priced(costs.look, price, by)
+        self.last, self.ended = trace.n_exits - 1, trace.ended
+        self.fits = [_fit(observations[:, k], ~self.ended[:, k]) for k in range(self.last)]
 
     def before(self, k: int, tail: Float[Array, "N 2"]) -> Float[Array, "N 2"]:
         """The tail with exit k in front."""
-        return self._lesser(k, tail + self.look[k])
+        return self._lesser(k, tail + self.look[..., k, None])
 
     def bound(self) -> Float[Array, " N"]:
         """What no placement betters: every exit kept, and passing one costs nothing."""
@@ -179,8 +178,12 @@ class _Tails:
         return tail[:, 0]
 
     def _lesser(self, k: int, follows: Float[Array, "N 2"]) -> Float[Array, "N 2"]:
-        gain = self.fits[k].fit(self.stop[:, k, 0] - follows[:, 0]).predicted
-        return np.where(gain[:, None] <= 0, self.stop[:, k], follows)
+        """Stop or follow, as is foreseen to be less. Who has ended stops; where too few go on, all of them do."""
+        rows, fit = self.fits[k]
+        stops = self.ended[:, k].copy()
+        if fit is not None:
+            stops[rows] = fit.fit((self.stop[:, k, 0] - follows[:, 0])[rows]).predicted <= 0
+        return np.where(stops[:, None], self.stop[:, k], follows)
 
     def of(self, exits: Sequence[int]) -> Float[Array, "N 2"]:
         """The tail of a whole placement."""
@@ -218,6 +221,15 @@ class _Tails:
         more = [kept | {k} for k in early - kept] if len(kept) < most else []
         fewer = [kept - {k} for k in kept & early]
         return {tuple(sorted(found)) for found in moves + more + fewer}
+
+
+def _fit(seen: Float[Array, "N F"], going: Bool[Array, " N"]) -> tuple[Int[Array, " n"], CrossFit | None]:
+    """The samples that may go on at an exit, and the regression on them; None where they are too few."""
+    rows = np.flatnonzero(going)
+    if len(rows) < LEAST:
+        return rows, None
+    seen = seen[rows]
+    return rows, CrossFit(Ramps.of(seen, _RAMPS), seen)
 
 
 def _error(values: Float[Array, " N"]) -> float:

@@ -67,6 +67,7 @@ class RandomisedFit:
         kept: (G, N) which samples each of the fits may see; the first fit is the one that is wanted, on all.
         judge: (N,) which fit scores each sample.
         ramps: of the basis, between quantiles over all exits together.
+        ended: (N, K - 1) where samples have ended by themselves: what stands there is nothing to fit to.
     """
 
     def __init__(
@@ -75,9 +76,11 @@ class RandomisedFit:
         kept: Bool[np.ndarray, "G N"],
         judge: Int[np.ndarray, " N"],
         ramps: int,
+        ended: Bool[np.ndarray, "N D"],
     ) -> None:
         _, exits, features = observations.shape
-        self.ramps = Ramps.of(observations.reshape(-1, features), ramps)
+        met = observations[~ended] if ended.any() else observations.reshape(-1, features)
+        self.ramps = Ramps.of(met, ramps)
         # (K-1, P, N): with the samples last, products with the few columns of coefficients are four times faster.
         self.basis = torch.stack([self.ramps(torch.from_numpy(observations[:, k])).T for k in range(exits)])
         self.judge = judge

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import InputError
@@ -33,6 +33,8 @@ RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """Penalties tried, as shares of the basis' mean square; the one with the least out-of-fold error is taken."""
 _COARSE, _FINE, _HINGES = 8, 64, 64
 """Ramps a feature; ramps in all, shared out among few features; hinges."""
+LEAST = 10 * FOLDS
+"""Samples that a regression needs."""
 _SHORTEST = float(np.finfo(np.float32).tiny)
 """Lengths whose inverse float32 holds; what differs by less is one value."""
 _CHUNK = 8_192
@@ -329,6 +331,21 @@ class Regression:
     def fit(self, target: Float[Array, " N"]) -> Fit:
         """The fit with the least out-of-fold error."""
         return min((fit.fit(target) for fit in self.fits), key=lambda fit: fit.error)
+
+
+def among(seen: Float[Array, "N F"], going: Bool[Array, " N"], seed: int) -> tuple[Int[Array, " n"], Regression | None]:
+    """The samples that may go on or stop at an exit, and the regression on them; None where they are too few."""
+    rows = np.flatnonzero(going)
+    if len(rows) < LEAST:
+        return rows, None
+    seen = seen if len(rows) == len(seen) else seen[rows]
+    return rows, Regression(seen, bases(seen, seed))
+
+
+def positive(features: int) -> Function:
+    """A gain that is positive whatever is seen: where nothing can be fitted, a rule goes on."""
+    flat = torch.zeros(features, 1)
+    return Additive(low=flat, scale=flat, weight=flat, intercept=torch.tensor(1.0))
 
 
 def shuffled(trace: Trace, seed: int) -> Trace:

@@ -16,13 +16,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import InputError
+from ..exit_costs import Costs
 from ..features import with_history
 from ..files import damaged, rebuilding
 from ..recall import Windows, checked
 from ..samples import Samples
 from ..tensor_files import read_tensors, write_tensors
 from ..threads import light
-from ..trace import Costs, Trace
+from ..trace import Trace
 from .immutable import Immutable
 from .kinds import enrol
 
@@ -39,7 +40,7 @@ class Origin:
     """What a rule was solved on: enough to refuse it elsewhere.
 
     Attributes:
-        costs: of the exits, in whose unit the price is.
+        costs: (K,) of the exits, in whose unit the price is; the mean over samples that were given (N, K).
         network: fingerprint of the network recorded; empty for a trace without one.
         price: loss that one unit of cost is worth; None for a rule that no price was needed for.
         fitted_on: the samples that fitted the rule, and so may not judge it; none for a rule made by hand.
@@ -53,6 +54,7 @@ class Origin:
     recall: Windows = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "costs", self.costs.mean())
         object.__setattr__(self, "recall", checked(self.recall, len(self.costs)))
         price = self.price
         if price is not None and (isinstance(price, bool) or not 0 <= price < math.inf):
@@ -168,21 +170,24 @@ class Rule(Immutable):
 
     @light
     def stops(self, trace: Trace) -> Bool[np.ndarray, "N D"]:
-        """Where the rule would stop each sample if it came there; nowhere at exits that it does not decide at."""
+        """Where the rule would stop each sample if it came there; nowhere at exits that it does not decide at.
+
+        Where a sample has ended by itself, it has stopped.
+        """
         self.check(trace.network, trace.n_exits)
         columns = torch.from_numpy(trace.columns(self.features))
         stops = np.zeros((len(trace), trace.n_exits - 1), dtype=bool)
         for k in np.flatnonzero(self.decides[: self.last]):
             stops[:, k] = self.stop(int(k), columns[:, k].to(self.device)).cpu().numpy()
         stops[:, self.last :] = True
-        return stops
+        return stops if trace.costs.horizon is None else stops | trace.ended
 
     def save(self, folder: str | Path) -> None:
         """Writes `rule.safetensors` into a folder, whole or not at all."""
         arguments = self.arguments()
         tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
         plain = {name: value for name, value in arguments.items() if name not in tensors}
-        costs = {name: np.asarray(value).tolist() for name, value in vars(self.origin.costs).items()}
+        costs = {name: getattr(self.origin.costs, name).tolist() for name in ("reach", "look", "answer")}
         fitted_on = self.origin.fitted_on
         used = {_ROWS: torch.from_numpy(fitted_on.rows), _IDENTITY: torch.from_numpy(fitted_on.identity)}
         about = {
@@ -190,7 +195,7 @@ class Rule(Immutable):
             "version": _VERSION,
             "kind": type(self).__name__,
             "arguments": plain,
-            "costs": costs,
+            "costs": costs | {"unit": self.origin.costs.unit},
         }
         about |= {name: getattr(self.origin, name) for name in ("network", "price", "recall")}
         write_tensors(Path(folder) / FILE, tensors | used, about | {"source": fitted_on.source})

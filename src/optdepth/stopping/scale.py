@@ -39,7 +39,7 @@ def common_exponent(losses: Float[Array, "*losses"], costs: Float[Array, "*costs
     return max(exponent(losses), math.frexp(price)[1] + exponent(costs) if price else _NOTHING)
 
 
-def weighed(losses: Float[Array, "N K"], paid: Float[Array, " K"], price: float) -> Float[Array, "N K"]:
+def weighed(losses: Float[Array, "N K"], paid: Float[Array, "*N K"], price: float) -> Float[Array, "N K"]:
     """Y_k, loss + price x cost, over the power of two that brings the largest near 1."""
     by = common_exponent(losses, paid, price)
     return shrunk(losses, by) + priced(paid, price, by)

@@ -25,7 +25,7 @@ from .gain import GainRule, frugal
 from .money import InTheMoney
 from .posterior import expected_losses
 from .randomised import RandomisedFit, Start
-from .regression import FOLDS, Additive, Function, Regression, bases, shuffled
+from .regression import FOLDS, LEAST, Function, Regression, among, positive, shuffled
 from .rule import Origin, Rule, first_stop
 from .scale import weighed
 
@@ -33,8 +33,6 @@ Array = np.ndarray
 Candidate = tuple[Array, Callable[[Origin], Rule]]
 """Cross-fitted values (N,), and what builds the rule on the whole fit split."""
 _RAMPS = 8
-LEAST = 10 * FOLDS
-"""Samples that a regression needs."""
 _FEW = 5_000
 """Samples that rules of few parameters are fitted on."""
 
@@ -52,15 +50,15 @@ def snell(trace: Trace, *, features: Sequence[str] | None = None, seed: int = 0)
         seed: of the folds, and of the random parts of regressions.
 
     Raises:
-        InputError: fewer than 50 samples, or a feature that the trace lacks.
+        InputError: fewer than 50 samples that do not end at the first exit, or a feature that the trace lacks.
 
     Example:
         >>> od.snell(fit, price=0.05).origin.price
         0.05
         >>> family = od.snell(fit)  # every price, with the samples that fitted it
     """
-    if len(trace) < LEAST:
-        raise InputError(f"{len(trace)} samples are too few to solve on; {LEAST} is the least")
+    if (deciding := int((~trace.ended[:, 0]).sum())) < LEAST:
+        raise InputError(f"{deciding} samples are too few to solve on; {LEAST} is the least")
     return _Solver(trace, tuple(features or frugal(trace)), seed).at
 
 
@@ -70,16 +68,19 @@ class _Solver:
     Rules of few parameters are fitted on few samples. Where there are many more, those judge; where there are not, each
     fold is judged by a fit without it.
 
-    Where the reward is among the features and is 0, stopping earns nothing. If going on is free besides, stopping is
-    barred: no candidate is fitted on those samples, and the rule goes on (`InTheMoney`).
+    Where a sample has ended by itself it has nothing to decide: stopping is barred there, for it costs as much as going
+    on, and no candidate is fitted on it. Where the reward is among the features and is 0, stopping earns nothing. If
+    going on is free besides, stopping is barred likewise, and the rule goes on (`InTheMoney`).
     """
 
     def __init__(self, trace: Trace, features: tuple[str, ...], seed: int) -> None:
         self.trace, self.features, self.seed = shuffled(trace, seed), features, seed
         self.losses = expected_losses(self.trace)
-        self.paid = trace.costs.paid()
+        self.paid = self.trace.costs.paid()
         self.seen = self.trace.columns(features)[:, :-1]
         self.rewarded = trace.reward in features
+        self.ended = self.trace.ended
+        self.barring = self.rewarded or trace.costs.horizon is not None
         self.worthless = np.zeros(self.seen.shape[:2], dtype=bool)
         if self.rewarded:
             self.worthless = self.seen[:, :, features.index(trace.reward)] <= 0
@@ -92,19 +93,22 @@ class _Solver:
         if folds:
             self.judge[: self.few] = 1 + fold
         self.judged = slice(0 if folds else self.few, None)
-        self.randomised = RandomisedFit(self.seen[: self.few], self.kept, self.judge[: self.few], _RAMPS)
-        self.regressions: dict[tuple[int, bool], tuple[Array, Regression | None]] = {}
+        self.randomised = RandomisedFit(
+            self.seen[: self.few], self.kept, self.judge[: self.few], _RAMPS, self.ended[: self.few]
+        )
+        self.regressions: dict[tuple[int, int], tuple[Array, Regression | None]] = {}
 
     def at(self, price: float) -> Rule:
         """The best candidate's rule, with what is known of rewards in front of it."""
         origin, free = Origin.of(self.trace, price), self._free(price)
-        rule = self._best(weighed(self.losses, self.paid, price), self.worthless & free)(origin)
+        rule = self._best(weighed(self.losses, self.paid, price), self.ended | (self.worthless & free))(origin)
         return InTheMoney(origin, rule, self.trace.reward, free.tolist()) if self.rewarded and free.any() else rule
 
     def _free(self, price: float) -> Bool[Array, " D"]:
         """At which exits going on costs nothing, however far."""
-        dearest_behind = np.maximum.accumulate(self.paid[:0:-1])[::-1]
-        return (dearest_behind <= self.paid[:-1]) | (price == 0)
+        paid = np.atleast_2d(self.paid)
+        dearest_behind = np.maximum.accumulate(paid[:, :0:-1], axis=1)[:, ::-1]
+        return np.asarray((dearest_behind <= paid[:, :-1]).all(axis=0)) | (price == 0)
 
     def _best(self, values: Float[Array, "N K"], barred: Bool[Array, "N D"]) -> Callable[[Origin], Rule]:
         """The randomised stopping time, unless another's cross-fitted value is better by more than a standard error.
@@ -134,7 +138,7 @@ class _Solver:
 
     def _randomised(self, values: Float[Array, "N K"], start: Start, barred: Bool[Array, "N D"]) -> Candidate:
         """The stopping time fitted at all exits at once, and then made deterministic."""
-        found = self.randomised.fit(values[: self.few], start, barred[: self.few] if self.rewarded else None)
+        found = self.randomised.fit(values[: self.few], start, barred[: self.few] if self.barring else None)
         stops = [found.scores >= 0]
         if rest := len(values) - self.few:
             seen = torch.from_numpy(self.seen[-rest:])
@@ -152,7 +156,7 @@ class _Solver:
         for k in reversed(range(barred.shape[1])):
             rows, regression = self._regression(k, barred[:, k])
             if regression is None:
-                gains.insert(0, self._always_on())
+                gains.insert(0, positive(len(self.features)))
                 continue
             stop, on = values[rows, k], follows[rows]
             fit = regression.fit(stop - on)
@@ -162,17 +166,10 @@ class _Solver:
 
     def _regression(self, k: int, barred: Bool[Array, " N"]) -> tuple[Array, Regression | None]:
         """The samples that may stop at an exit, and the regression on them; None where they are too few for one."""
-        key = k, bool(barred.any())
+        key = k, int(barred.sum())  # what bars at an exit is one set of samples, or that and another
         if key not in self.regressions:
-            rows = np.flatnonzero(~barred)
-            seen = self.seen[rows, k]
-            self.regressions[key] = rows, Regression(seen, bases(seen, self.seed)) if len(rows) >= LEAST else None
+            self.regressions[key] = among(self.seen[:, k], ~barred, self.seed)
         return self.regressions[key]
-
-    def _always_on(self) -> Function:
-        """A gain that is positive whatever is seen."""
-        flat = torch.zeros(len(self.features), 1)
-        return Additive(low=flat, scale=flat, weight=flat, intercept=torch.tensor(1.0))
 
     def _score(self, feature: int, below: bool, barred: Bool[Array, "n D"]) -> Float[Array, "n D"]:
         """A feature turned so that high values stop; -inf, which never does, where stopping is barred."""

@@ -25,8 +25,9 @@ from scipy.linalg import cho_factor, cho_solve
 from torch import Tensor
 
 from ..errors import InputError
+from ..exit_costs import Costs
 from ..threads import light
-from ..trace import Costs, Trace
+from ..trace import Trace
 from .posterior import expected_losses
 from .regression import Function, Ramps, restored
 from .rule import Origin, Rule
@@ -172,7 +173,8 @@ def stationary(
     """Solves the stopping problem of a block that may run for ever, from trajectories of K of its steps.
 
     Args:
-        trace: the fit split: K exits of one weight-tied block, run to the end on every sample.
+        trace: the fit split: K exits of one weight-tied block, run to the end on every sample. A step may cost each
+            sample its own, as long as each of a sample's steps costs it the same.
         price: loss that one unit of cost is worth, > 0.
         features: observations to decide on. If none are named, those that cross-validation on the trace chooses: at low
             prices few do better than many, for what a fit gets wrong in a state that has come to rest, by more than
@@ -181,7 +183,8 @@ def stationary(
         seed: of the folds, and of the pairs chosen where there are more than 100,000.
 
     Raises:
-        InputError: steps that cost nothing or not the same, a price that is not positive, or too few pairs.
+        InputError: steps that cost nothing or not the same, samples that end by themselves, a price that is not
+            positive, or too few pairs.
 
     Example:
         >>> steps = 0.5 ** np.arange(12) * np.random.default_rng(0).uniform(0.5, 1.5, (500, 1))
@@ -189,11 +192,13 @@ def stationary(
         >>> od.stationary(walk, price=0.05).status
         'converged'
     """
-    step = step_cost(trace.costs)
-    if not (np.isfinite(price) and price > 0 and step > 0):
+    if trace.costs.horizon is not None:
+        raise InputError("the samples end by themselves, and this is for a block that may run for ever: use snell")
+    step = step_costs(trace.costs)
+    if not (np.isfinite(price) and price > 0 and step.min() > 0):
         raise InputError(
-            f"price is {price:g} and a step costs {step:g}: where going on costs nothing it is never wrong, and no "
-            "fixed point is singled out; both must be finite and > 0"
+            f"price is {price:g} and a step costs {step.min():g}: where going on costs nothing it is never wrong, and "
+            "no fixed point is singled out; both must be finite and > 0"
         )
     names = tuple(features) if features else _chosen(trace, price, seed)
     return _solved(trace, names, price, seed)
@@ -225,16 +230,16 @@ def _held_out(halves: tuple[Trace, Trace], features: Sequence[str], price: float
             return np.inf
         rule, last = found.rule, torch.from_numpy(judge.columns(features)[:, -1])
         stopped_at = rule.stopped_at(judge)
-        cost = judge.costs.paid()[stopped_at]
+        cost = judge.costs.at(stopped_at)
         goes_on = (stopped_at == judge.n_exits - 1) & ~rule.stop(judge.n_exits - 1, last).numpy()
-        cost[goes_on] += step_cost(judge.costs) * max(0, rule.limit - judge.n_exits)
+        cost += goes_on * step_costs(judge.costs) * max(0, rule.limit - judge.n_exits)
         values.append(judge.losses[np.arange(len(judge)), stopped_at] + price * cost)
     return float(np.concatenate(values).mean())
 
 
 def _solved(trace: Trace, names: Sequence[str], price: float, seed: int) -> StationarySolution:
     """Fitted value iteration on the features named."""
-    here, there, before, after = _pairs(trace, names, np.random.default_rng(seed))
+    here, there, before, after, step = _pairs(trace, names, np.random.default_rng(seed))
     ramps = Ramps.of(np.concatenate([here, there]), min(32, max(8, _RAMPS // len(names))))
     basis, ahead = (ramps(torch.from_numpy(states).double()).numpy() for states in (here, there))
     if len(basis) < 5 * basis.shape[1]:
@@ -244,7 +249,7 @@ def _solved(trace: Trace, names: Sequence[str], price: float, seed: int) -> Stat
         )
     gram = basis.T @ basis
     status, weights, iterations, residual = _iterate(
-        basis, ahead, gram, before - after - price * step_cost(trace.costs), float(np.ptp(np.append(before, after)))
+        basis, ahead, gram, before - after - price * step, float(np.ptp(np.append(before, after)))
     )
     loss = _Ridge(gram + ahead.T @ ahead).solve(basis.T @ before + ahead.T @ after)
     parts = ramps.function(weights), ramps.function(loss)
@@ -253,15 +258,23 @@ def _solved(trace: Trace, names: Sequence[str], price: float, seed: int) -> Stat
 
 
 def step_cost(costs: Costs) -> float:
-    """What one more step costs, its look included; an error where the steps do not all cost the same."""
-    steps = np.diff(costs.paid())
-    if not np.allclose(steps, steps[0], rtol=1e-6, atol=0):
-        k = int(np.abs(steps - steps[0]).argmax())
+    """What one more step costs a sample on average, as `step_costs`."""
+    return float(step_costs(costs.mean()))
+
+
+def step_costs(costs: Costs) -> Float[Array, "*N"]:
+    """What one more step costs each sample, its look included, (N,) or one number; an error where its steps differ."""
+    steps = np.diff(costs.paid(), axis=-1)
+    unlike = ~np.isclose(steps, steps[..., :1], rtol=1e-6, atol=0)
+    if unlike.any():
+        far = np.abs(steps - steps[..., :1])
+        *row, k = np.unravel_index(int(far.argmax()), far.shape)
+        own = steps[tuple(row)]
         raise InputError(
-            f"the step to exit 1 costs {steps[0]:g}, that to exit {k + 1} {steps[k]:g}; one rule for all steps needs "
+            f"the step to exit 1 costs {own[0]:g}, that to exit {k + 1} {own[k]:g}; one rule for all steps needs "
             "equal ones: Costs.of(cost * np.arange(1, K + 1)) for a block run K times"
         )
-    return float(steps[0])
+    return steps[..., 0]
 
 
 def with_steps(costs: Costs, steps: int) -> Costs:
@@ -279,15 +292,21 @@ def with_steps(costs: Costs, steps: int) -> Costs:
     return Costs(reach[:steps], look[:steps], answer[:steps], costs.unit)
 
 
-def _pairs(trace: Trace, features: Sequence[str], random: np.random.Generator) -> tuple[Array, Array, Array, Array]:
-    """Pooled over samples and steps: observations (M, F) before and after a step, losses (M,) before and after it."""
+def _pairs(
+    trace: Trace, features: Sequence[str], random: np.random.Generator
+) -> tuple[Array, Array, Array, Array, Array]:
+    """Pooled over samples and steps: observations (M, F) before and after a step, losses (M,) before and after it, and
+    what it costs (M,).
+    """
     losses, seen, width = expected_losses(trace), trace.columns(features), len(features)
     pooled = (seen[:, :-1].reshape(-1, width), seen[:, 1:].reshape(-1, width))
     ends = (losses[:, :-1].ravel(), losses[:, 1:].ravel())
+    each = np.broadcast_to(step_costs(trace.costs), len(trace))
+    step = np.repeat(each, trace.n_exits - 1)
     if len(ends[0]) <= _PAIRS:
-        return *pooled, *ends
+        return *pooled, *ends, step
     chosen = random.choice(len(ends[0]), _PAIRS, replace=False)
-    return pooled[0][chosen], pooled[1][chosen], ends[0][chosen], ends[1][chosen]
+    return pooled[0][chosen], pooled[1][chosen], ends[0][chosen], ends[1][chosen], step[chosen]
 
 
 def _iterate(

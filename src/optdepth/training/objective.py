@@ -12,11 +12,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..batch import Inputs, State, hidden
 from ..errors import InputError
+from ..exit_costs import Costs
 from ..features import Observer, residual_size
 from ..networks.staged import StagedNetwork
 from ..stopping.snell import snell
 from ..tasks import TaskLoss, cross_entropy, losses_of
-from ..trace import Costs, Trace
+from ..trace import Trace
 from .depth_loss import DepthLoss, Seen
 
 
