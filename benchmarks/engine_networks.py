@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 import minilm
 from optdepth.batch import Inputs, hidden
-from optdepth.cli import record, train
+from optdepth.cli.steps import record, train
 from optdepth.costs import flops
 from optdepth.networks import StagedNetwork
 from optdepth.runs import Run

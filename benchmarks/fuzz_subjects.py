@@ -170,7 +170,8 @@ def _bundle(folder: Path) -> list[Subject]:
 def _run(folder: Path) -> list[Subject]:
     """A run on the digits: its own files through the library, and those of all kinds through the command line."""
     run = Run(folder)
-    data = run.begin("digits", 0, None)
+    data = run.opened("digits", 0, None)
+    run.begin(data, 0, None)
     network = od.resnet(8, classes=10, channels=1, width=2, exits=["stage1.block1", "stage3.block1"], seed=0)
     network.save(folder / "network")
     costs = od.flops(network, next(data.batches("fit", 1))[0]).relative()

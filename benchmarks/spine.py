@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from figures import RESULTS, made_by, provenance, save, table_row
-from optdepth.cli import record, solve, train
+from optdepth.cli.steps import record, solve, train
 from optdepth.errors import InputError
 from optdepth.flows import save_figure
 from optdepth.palette import BLUE, GREEN, ORANGE, SKY

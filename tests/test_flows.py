@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from optdepth.cli import continuous
+from optdepth.cli.steps import continuous
 from optdepth.continuous.problems import EXAMPLES
 from optdepth.flows import draw_continuous, study_flow
 

@@ -13,16 +13,19 @@ LAYERS: tuple[set[str], ...] = (
     {"fields"},
     {"progress", "files", "palette", "batch", "outside", "interrupts", "libraries"},
     {"tensor_files", "tasks", "pictures"},
-    {"splits", "features", "samples", "carving", "threads", "rewards", "exit_costs"},
+    {"splits", "features", "samples", "carving", "threads", "rewards", "tables", "sources", "exit_costs"},
     {"recall", "tensors", "image_tables"},
-    {"trace", "data"},
+    {"trace", "data", "texts", "labelled"},
     {"stopping", "networks"},
     {"costs", "record", "chains"},
     {"continuous", "training", "inference"},
     {"export", "report"},
-    {"runs", "flows"},
+    {"early", "unlabelled"},
+    {"fit"},
+    {"runs", "flows", "fits"},
     {"workflow"},
     {"cli"},
+    {"__main__"},
 )
 """From the ground up; what stands on one floor does not know its neighbours."""
 FLOOR = {room: floor for floor, rooms in enumerate(LAYERS) for room in rooms}

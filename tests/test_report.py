@@ -57,7 +57,7 @@ def page(given: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str
     shade = lambda i: Image.new("L", (8, 8), i % 256)  # noqa: E731
     labels = [f"digit {i % 10}" for i in range(len(given["test"]))]
     clock = [Clocked("placed", 64, full=2.125, engine=1.5, speedup=1.43, saving=1.79, threads=1)]
-    write_report(path, **given, images=shade, labels=labels, clock=clock)
+    write_report(path, **given, show=shade, labels=labels, clock=clock)
     return path.read_text()
 
 
@@ -139,9 +139,33 @@ def test_costs_clock_and_provenance_are_there(page: str, given: dict[str, Any]) 
 
 
 def test_the_gallery_shows_the_first_and_the_last_to_stop(page: str) -> None:
-    assert page.count("<img") == 32
+    assert page.count("<img") == 32 + 3  # and those of the first screen
     assert "digit 3" in page
     assert "First and last to stop" in page
+
+
+def test_the_first_screen_says_who_leaves_where_and_how_fast(page: str, given: dict[str, Any]) -> None:
+    first = page[: page.index("<details>")]
+    shares = [float(share) for share in re.findall(r"<b>([\d.]+)%</b></div>", first)]
+    found = evaluate(given["rules"]["placed"], given["test"])
+    assert shares == [float(f"{100 * share:.1f}") for share in found.shares]
+    assert all(f"<b>{when}</b>: digit" in first for when in ("leaves early", "midway", "goes deep"))
+    assert "64 at once: 1.42 times as fast" in first
+    assert "busy" not in first
+    assert page.count("<details>") == page.count("</details>") == page.count("<h2>") - 2
+
+
+def test_a_noisy_clock_and_a_model_run_otherwise_are_said(tmp_path: Path) -> None:
+    clock = [Clocked("placed", 8, 2.0, 1.0, 2.0, 2.0, threads=1, noise=0.5, given=4.0)]
+    texts = lambda i: "<b>" + "long " * 100  # noqa: E731
+    promise = "Loses at most 1 point."
+    write_report(tmp_path / "page.html", **ingredients(exits=2), clock=clock, show=texts, promise=promise)
+    page = (tmp_path / "page.html").read_text()
+    assert "The machine was busy while batches of 8 were timed" in page
+    assert "as given" in page
+    assert '<p class="headline">Loses at most 1 point.</p>' in page
+    assert "“&lt;b&gt;long long" in page
+    assert " …”</blockquote>" in page
 
 
 def test_two_exits_without_pictures_or_clock(tmp_path: Path) -> None:
@@ -149,7 +173,7 @@ def test_two_exits_without_pictures_or_clock(tmp_path: Path) -> None:
     page = (tmp_path / "page.html").read_text()
     assert "First and last to stop" not in page
     assert "the clock" not in page
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 4
 
 
 def test_hostile_text_is_shown_not_run(tmp_path: Path) -> None:
@@ -157,10 +181,10 @@ def test_hostile_text_is_shown_not_run(tmp_path: Path) -> None:
     given |= {"title": HOSTILE, "names": [HOSTILE, "</svg>-->$"], "made": Provenance([HOSTILE], {HOSTILE: HOSTILE}, {})}
     given["rules"][HOSTILE] = FixedDepth(Origin(given["fit"].costs), 0)
     labels = [HOSTILE] * len(given["test"])
-    write_report(tmp_path / "page.html", **given, images=lambda i: Image.new("RGB", (300, 200)), labels=labels)
+    write_report(tmp_path / "page.html", **given, show=lambda i: Image.new("RGB", (300, 200)), labels=labels)
     page = (tmp_path / "page.html").read_text()
     assert "<script" not in page
-    assert page.count("</svg>") == 3
+    assert page.count("</svg>") == 4
     assert "&lt;script&gt;" in page
     assert Elements(page).open == []
 

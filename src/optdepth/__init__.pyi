@@ -4,8 +4,10 @@ from .continuous.obstacle import free_boundary
 from .continuous.problem import StoppingProblem
 from .costs import flops
 from .data import load_data
+from .early import EarlyExit, load
 from .errors import InputError
 from .exit_costs import Costs
+from .fit import fit
 from .inference.decoding import Decoder
 from .inference.engine import Engine
 from .inference.monitor import Monitor
@@ -13,12 +15,11 @@ from .inference.stream import stream
 from .inference.timings import Timings, latency
 from .networks import StagedNetwork, load_network, resnet, stage
 from .record import record
-from .stopping.baselines import confidence, entropy, patience
+from .stopping.baselines import confidence, patience
 from .stopping.bounds import gap
 from .stopping.evaluate import evaluate
 from .stopping.family import Family
 from .stopping.finite import finite_depth
-from .stopping.lookahead import lookahead
 from .stopping.placed import placed
 from .stopping.rule import Rule
 from .stopping.snell import snell
@@ -28,10 +29,13 @@ from .trace import Trace
 from .training.depth_loss import DepthLoss
 from .training.loop import train
 
+__version__: str
+
 __all__ = [
     "Costs",
     "Decoder",
     "DepthLoss",
+    "EarlyExit",
     "Engine",
     "Family",
     "FlowEngine",
@@ -45,16 +49,16 @@ __all__ = [
     "Trace",
     "chains",
     "confidence",
-    "entropy",
     "evaluate",
     "finite_depth",
+    "fit",
     "flops",
     "free_boundary",
     "gap",
     "latency",
+    "load",
     "load_data",
     "load_network",
-    "lookahead",
     "patience",
     "placed",
     "record",

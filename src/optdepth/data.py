@@ -172,6 +172,7 @@ def load_data(
     resize: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    label: str | None = None,
 ) -> Data:
     """Labelled images from 'digits' (embedded), a folder of parquet files or images, or the hub.
 
@@ -189,6 +190,7 @@ def load_data(
             224 are cut, say. As many as `image_size` when not given.
         mean, std: per channel, of the normalisation that a pretrained model was trained with, pixels in [0, 1]; those
             of the train split when not given.
+        label: the column that holds the labels; label, labels or fine_label when not given.
 
     Raises:
         InputError: no such source, no usable columns, bad labels, an unreadable image, images of different
@@ -198,7 +200,7 @@ def load_data(
         >>> {name: len(split) for name, split in od.load_data("digits", seed=0).splits.items()}
         {'train': 899, 'fit': 359, 'certify': 180, 'test': 359}
     """
-    tables = read_tables(name)
+    tables = read_tables(name, label)
     whole = "test" not in tables
     if test is not None and not whole:
         raise InputError(f"test={test}: {name} has its own test split; leave test out")

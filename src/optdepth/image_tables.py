@@ -4,80 +4,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import datasets
-import huggingface_hub
 import numpy as np
 from jaxtyping import Int64, Shaped
 from sklearn.datasets import load_digits
 from xxhash import xxh3_64
 
 from .errors import InputError
-from .outside import check_card, check_paths
+from .outside import check_paths
 from .pictures import stored
 from .progress import bar
+from .tables import tables
 
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "labels", "fine_label")
 SOURCES = "give 'digits', a folder of parquet files or images, or a hub name"
-_WAIT = 10.0
-"""Seconds for the hub to say whether it has a data set."""
-_SPLITS = dict.fromkeys(("train", "training"), "train") | dict.fromkeys(("test", "testing"), "test")
-_SPLITS |= dict.fromkeys(("val", "valid", "validation", "dev"), "validation")
-"""Names of folders, whatever the case of their letters, and the splits that they hold."""
 
 
-def read_tables(name: str) -> dict[str, datasets.Dataset]:
-    """Tables with columns `image` (undecoded) and `label`: `train`, and `test` where the source has one."""
+def read_tables(name: str, label: str | None = None) -> dict[str, datasets.Dataset]:
+    """Tables with columns `image` (undecoded) and `label`: `train`, and `test` where the source has one.
+
+    Args:
+        label: the column that holds the labels; one of `LABEL_COLUMNS` when not given.
+    """
     if name == "digits":
         return {"train": _digits()}
-    folder = Path(name)
-    files = _files(folder) if folder.is_dir() else None
-    if files is None:
-        _check_hub(name)
-    else:
-        check_card(folder)
-    try:
-        # A folder by its whole path, so that none is taken for a format of that name, such as csv.
-        found = datasets.load_dataset(name) if files is None else datasets.load_dataset(str(folder.absolute()), **files)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise InputError(f"cannot read {name} ({reason:.200}); {SOURCES}") from error
-    if len(found) == 1:
-        return {"train": _standard(next(iter(found.values())), name)}
-    judge = next((key for key in ("test", "validation") if key in found), None)
-    if "train" not in found or judge is None:
-        raise InputError(f"{name} has splits {', '.join(found)}: name one train and one test")
-    return {"train": _standard(found["train"], name), "test": _standard(found[judge], name)}
-
-
-def _files(folder: Path) -> dict[str, Any]:
-    """Which files of a folder are of which split, where it says so in a spelling that `datasets` does not read."""
-    below = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    splits = {name: split for name in below if (split := _SPLITS.get(name.lower())) is not None}
-    if all(name == name.lower() for name in splits) or set(below) - set(splits):
-        return {}
-    if len(set(splits.values())) < len(splits):
-        raise InputError(f"{folder} has folders {', '.join(splits)}: name one train and one test")
-    return {"data_files": {split: f"{name}/**" for name, split in splits.items()}}
-
-
-def _check_hub(name: str) -> None:
-    """Refuses a name that is no data set of the hub, at once: `datasets` would try again for most of a minute."""
-    path = Path(name)
-    if path.is_absolute() or name.startswith((".", "~")) or (path.parent != Path() and path.parent.is_dir()):
-        raise InputError(f"no such folder: {name}; {SOURCES}")
-    if datasets.config.HF_HUB_OFFLINE:
-        return
-    try:
-        huggingface_hub.HfApi().dataset_info(name, timeout=_WAIT)
-    except Exception as error:  # of the hub, of what it speaks through, and of names that are none
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise InputError(
-            f"no such folder: {name}, and the hub does not have it or cannot be reached ({reason:.100}); {SOURCES}; "
-            "HF_HUB_OFFLINE=1 takes what was downloaded before"
-        ) from None
+    return {key: _standard(table, name, label) for key, table in tables(name, SOURCES).items()}
 
 
 def _digits() -> datasets.Dataset:
@@ -91,12 +44,13 @@ def _digits() -> datasets.Dataset:
     return _standard(table, "digits")
 
 
-def _standard(table: datasets.Dataset, name: str) -> datasets.Dataset:
+def _standard(table: datasets.Dataset, name: str, chosen: str | None = None) -> datasets.Dataset:
     columns = table.column_names
     image = next((column for column in IMAGE_COLUMNS if column in columns), None)
-    label = next((column for column in LABEL_COLUMNS if column in columns), None)
+    wanted_label = LABEL_COLUMNS if chosen is None else (chosen,)
+    label = next((column for column in wanted_label if column in columns), None)
     if image is None or label is None:
-        missing, wanted = ("image", IMAGE_COLUMNS) if image is None else ("label", LABEL_COLUMNS)
+        missing, wanted = ("image", IMAGE_COLUMNS) if image is None else ("label", wanted_label)
         raise InputError(f"{name} has columns {', '.join(columns)}: name the {missing} column {' or '.join(wanted)}")
     if len(table) == 0:
         raise InputError(f"{name} has a split without rows; {SOURCES}")

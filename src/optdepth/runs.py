@@ -32,7 +32,7 @@ from .stopping.rule import FILE, Rule
 from .trace import Trace
 
 _FORMAT, _VERSION = "optdepth.run", 3
-_JUDGED, _JUDGED_VERSION = "optdepth.evaluation", 3
+_JUDGED, _JUDGED_VERSION = "optdepth.evaluation", 4
 SPLITS = ("fit", "certify", "test")
 _LARGEST = 65_536
 """Pixels of a side that a run may say its images are resized to."""

@@ -106,7 +106,8 @@ def carve(
     if left <= 0 or min(shares.values()) <= 0:
         raise InputError(f"shares {shares}: give positive ones that leave something to train on")
     counts = np.bincount(labels, minlength=len(classes))
-    smallest, share = int(counts.argmin()), min(left, *shares.values())
+    there = np.flatnonzero(counts)  # a table need not have all classes of a model
+    smallest, share = int(there[counts[there].argmin()]), min(left, *shares.values())
     if counts[smallest] * share < 1:
         raise InputError(
             f"class {classes[smallest]!r} has {counts[smallest]} samples, too few for a stratified split with "

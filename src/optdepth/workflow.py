@@ -268,7 +268,7 @@ def report_run(run: Run, *, price: float | None, command: str) -> Path:
             {"run": settings["seed"]},
             training_of(run),
         ),
-        images=held.image,
+        show=held.image,
         labels=[data.classes[label] for label in held.labels],
         clock=clocked_of(run, test),
     )

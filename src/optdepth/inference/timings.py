@@ -114,7 +114,8 @@ class Timings:
                 with torch.inference_mode(), choice.running(f"batches of {size}", batch, network.full) as count:
                     turns[-1].append(_turn(network, batch, look))
                 threads.append(count)
-        stages, looks, gathers = np.median(turns, axis=0).transpose(1, 2, 0)
+        medians = np.median(turns, axis=0).transpose(1, 2, 0)
+        stages, looks, gathers = np.maximum.accumulate(medians, axis=2)  # more samples never take less: that is noise
         held = np.asarray(sizes, dtype=float)
         return cls(network.fingerprint(), held, stages, looks, gathers, tuple(threads[: len(sizes)]))
 
@@ -267,7 +268,8 @@ def _looks(network: StagedNetwork, inputs: Inputs, look: Look) -> tuple[list[flo
 
 
 def _at(sizes: Sequence[float], values: Sequence[float], rows: int) -> float:
-    """The line through the two sizes nearest to `rows`; in proportion where there is one size alone.
+    """The line through the two sizes nearest to `rows`, in proportion where there is one size alone; never less than in
+    proportion below the sizes measured, where such a line may fall below nothing.
 
     In Python numbers: an engine asks at every exit, and a numpy call costs more than the arithmetic.
     """
@@ -275,4 +277,5 @@ def _at(sizes: Sequence[float], values: Sequence[float], rows: int) -> float:
         return values[0] * rows / sizes[0]
     upper = min(max(bisect_left(sizes, rows), 1), len(sizes) - 1)
     low, high = sizes[upper - 1], sizes[upper]
-    return values[upper - 1] + (values[upper] - values[upper - 1]) * (rows - low) / (high - low)
+    line = values[upper - 1] + (values[upper] - values[upper - 1]) * (rows - low) / (high - low)
+    return line if rows >= low else max(line, values[0] * rows / low)

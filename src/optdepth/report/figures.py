@@ -66,6 +66,29 @@ def frontiers(study: Study) -> Markup:
         return _svg(figure, "frontiers", "Accuracy against mean cost, for every method and fixed depth")
 
 
+def brief(study: Study) -> Markup:
+    """Accuracy against mean cost of three: the solved rule, its rival, and fixed depths."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 3.6), layout="constrained")
+        axes: Any = figure.subplots()
+        full = study.full.cost
+        for name, words in ((SOLVED, "this rule, solved"), (study.rival, f"best threshold ({study.rival})")):
+            costs, losses = study.frontiers[name].curve()
+            line = {"color": COLOURS[METHODS[name].colour], "lw": 2.2 if name == SOLVED else 1.4, "label": words}
+            axes.plot(_percent(costs / full), _right(losses), zorder=4 if name == SOLVED else 3, **line)
+        fixed = np.array([(depth.cost / full, depth.loss) for depth in study.depths[:-1]]).T
+        dots = {"ls": "", "marker": "o", "ms": 4, "color": FAINT, "label": "the model cut off at one exit"}
+        axes.plot(_percent(fixed[0]), _right(fixed[1]), **dots)
+        star = {"ls": "", "marker": "*", "ms": 11, "color": INK, "label": "the whole model"}
+        axes.plot([100], [_right(study.full.loss)], zorder=5, **star)
+        here = {"ls": "", "marker": "D", "ms": 6, "color": BLUE, "label": "this page"}
+        axes.plot([_percent(study.solved.cost / full)], [_right(study.solved.loss)], zorder=6, **here)
+        axes.set_ylabel("right answers, %")
+        axes.set_xlabel("mean cost, % of the whole model")
+        axes.legend(fontsize=8, loc="lower right")
+        return _svg(figure, "brief", "Right answers against mean cost: this rule, the best threshold, fixed depths")
+
+
 def _draw_frontiers(axes: Any, study: Study) -> None:
     full = study.full.cost
     grid = _grid(study)

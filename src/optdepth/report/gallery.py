@@ -20,9 +20,11 @@ _PIXELS = 96
 
 @dataclass(frozen=True)
 class Picture:
-    """One input: its picture as a data address, its label (or nothing), its exit, and whether it was answered right."""
+    """One input: its picture as a data address or its text, its label (or nothing), its exit, and whether it was
+    answered right."""
 
     source: str
+    text: str
     label: str
     exit: str
     right: bool
@@ -36,13 +38,16 @@ class Gallery:
     pictures: tuple[Picture, ...]
 
 
-def galleries(study: Study, images: Callable[[int], Image.Image], labels: Sequence[str] | None) -> tuple[Gallery, ...]:
+def galleries(
+    study: Study, show: Callable[[int], Image.Image | str], labels: Sequence[str] | None
+) -> tuple[Gallery, ...]:
     """The inputs at which the solved rule stops first, and those at which it stops last."""
     stopped_at = study.solved.stopped_at
 
     def picture(i: int) -> Picture:
-        label = "" if labels is None else labels[i]
-        return Picture(_address(images(i)), label, study.names[stopped_at[i]], bool(study.solved.losses[i] == 0))
+        label, seen = "" if labels is None else labels[i], show(i)
+        source, text = ("", seen) if isinstance(seen, str) else (address(seen), "")
+        return Picture(source, text, label, study.names[stopped_at[i]], bool(study.solved.losses[i] == 0))
 
     first, last = (tuple(picture(int(i)) for i in _least(key)) for key in (stopped_at, -stopped_at))
     return Gallery("Stop first", first), Gallery("Stop last", last)
@@ -57,9 +62,10 @@ def _least(key: Int[np.ndarray, " N"]) -> Int[np.ndarray, " n"]:
     return np.concatenate([sure, tied[places]])
 
 
-def _address(image: Image.Image) -> str:
+def address(image: Image.Image, pixels: int = _PIXELS) -> str:
+    """A picture as a data address, no longer a side than so many pixels; a very small one is enlarged by the page."""
     small = image.convert("RGB")
-    small.thumbnail((_PIXELS, _PIXELS))
+    small.thumbnail((pixels, pixels))
     buffer = BytesIO()
     small.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
 
 from ..errors import InputError
 from ..files import write_atomically
@@ -20,6 +19,7 @@ from ..stopping.rule import Rule
 from ..trace import Trace
 from . import figures
 from .gallery import Gallery, galleries
+from .lead import Lead, Shown
 from .promises import Promises
 from .regions import Regions
 from .study import Provenance, Study
@@ -36,7 +36,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the page: how to read it, then what there is to see, in the order of the fields."""
+    """One part of the page: how to read it, then what there is to see, in the order of the fields.
+
+    Attributes:
+        folded: whether it is shown only when it is asked for.
+    """
 
     title: str
     text: tuple[str, ...]
@@ -44,6 +48,7 @@ class Section:
     tables: tuple[Table, ...] = ()
     galleries: tuple[Gallery, ...] = ()
     commands: tuple[str, ...] = ()
+    folded: bool = True
 
 
 def write_report(
@@ -57,9 +62,10 @@ def write_report(
     price: float,
     made: Provenance,
     certify: Trace | None = None,
-    images: Callable[[int], Image.Image] | None = None,
+    show: Callable[[int], Shown] | None = None,
     labels: Sequence[str] | None = None,
     clock: Sequence[Clocked] | None = None,
+    promise: str = "",
     seed: int = 0,
 ) -> None:
     """Writes one HTML page about a solved rule: no script, no other file, nothing from the network.
@@ -76,9 +82,10 @@ def write_report(
         made: how the numbers were made.
         certify: trace of 0-1 losses, of samples in neither `fit` nor `test`, to certify on; without it the page
             promises nothing.
-        images: the picture of the sample at a position of the test trace; without it there is no gallery.
+        show: the picture or the text of the sample at a position of the test trace; without it none are shown.
         labels: (N,) what to call each test sample in the gallery, its right class for example.
-        clock: wall-clock measurements to show beside the costs.
+        clock: wall-clock measurements to show beside the costs; those of "placed" stand on the first screen.
+        promise: a sentence on what was promised to the reader, in place of the headline.
         seed: of the bootstrap.
 
     Raises:
@@ -87,11 +94,11 @@ def write_report(
     if labels is not None and len(labels) != len(test):
         raise InputError(f"{len(labels)} labels for {len(test)} test samples; give one each")
     study = Study.measure(names, fit, test, rules, price, seed)
-    sections = [_frontiers(study), _shares(study), _regions(study)]
+    sections = [_brief(study), _frontiers(study), _shares(study), _regions(study)]
     if certify is not None:
         sections.append(_promises(study, Promises.of(study, certify)))
-    if images is not None:
-        sections.append(_gallery(study, images, labels))
+    if show is not None:
+        sections.append(_gallery(study, show, labels))
     sections += [_costs(study, clock or ()), _rules(study), _provenance(study, made)]
     template = Environment(
         loader=PackageLoader("optdepth.report", "."),
@@ -100,7 +107,14 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     ).get_template("page.html.j2")
-    page = template.render(title=title, headline=_headline(study), verdict=_verdict(study), sections=sections)
+    page = template.render(
+        title=title,
+        headline=promise or _headline(study),
+        lead=Lead.of(study, clock or (), show, labels),
+        verdict=_verdict(study),
+        sections=sections,
+        percent=_percent,
+    )
     write_atomically(Path(path), page.encode())
 
 
@@ -130,6 +144,15 @@ def _verdict(study: Study) -> str:
     )
 
 
+def _brief(study: Study) -> Section:
+    text = (
+        "Higher is more right answers; further left is cheaper. A dot is the model cut off at that exit for all "
+        "inputs, the star the whole model. The blue line is the rule of this page at all prices; the other is the best "
+        "threshold, which stops where the model is sure enough.",
+    )
+    return Section("Right answers against cost", text, figures.brief(study), folded=False)
+
+
 def _frontiers(study: Study) -> Section:
     drops = (0.0, 0.005, 0.01)
     header = ("mean cost needed for", "full accuracy", "0.5 points less", "1 point less")
@@ -146,7 +169,7 @@ def _frontiers(study: Study) -> Section:
         "more accurate for the same cost. Shaded: 90% of 200 redraws of the test inputs. The table reads off what "
         "share of the full network's cost each method needs to be as accurate as it, or nearly.",
     )
-    return Section("Accuracy against mean cost", text, figures.frontiers(study), (Table(header, rows),))
+    return Section("Accuracy against mean cost, every method", text, figures.frontiers(study), (Table(header, rows),))
 
 
 def _shares(study: Study) -> Section:
@@ -178,12 +201,12 @@ def _regions(study: Study) -> Section:
     return Section("The stop region", tuple(text), figures.stop_regions(study, regions))
 
 
-def _gallery(study: Study, images: Callable[[int], Image.Image], labels: Sequence[str] | None) -> Section:
+def _gallery(study: Study, show: Callable[[int], Shown], labels: Sequence[str] | None) -> Section:
     text = (
         "Test inputs at which the solved rule stops first and last, with the exit and whether its answer is right. "
         "Where more than sixteen tie, those shown are spread evenly over the test set.",
     )
-    return Section("First and last to stop", text, galleries=galleries(study, images, labels))
+    return Section("First and last to stop", text, galleries=galleries(study, show, labels))
 
 
 def _costs(study: Study, clock: Sequence[Clocked]) -> Section:

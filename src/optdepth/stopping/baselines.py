@@ -79,7 +79,7 @@ def entropy(trace: Trace, *, per_exit: bool = False) -> Callable[[float], Thresh
     """Stops once the class distribution is sharp enough (the rule of DeeBERT); see `tuned`.
 
     Example:
-        >>> od.entropy(fit, price=0.05).below
+        >>> entropy(fit, price=0.05).below
         True
     """
     return tuned(trace, "entropy", below=True, per_exit=per_exit).solve

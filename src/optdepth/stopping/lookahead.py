@@ -37,7 +37,7 @@ def lookahead(trace: Trace, *, features: Sequence[str] | None = None, seed: int 
         InputError: a feature that the trace lacks.
 
     Example:
-        >>> od.lookahead(fit, price=0.05).origin.price
+        >>> lookahead(fit, price=0.05).origin.price
         0.05
     """
     trace, chosen = shuffled(trace, seed), tuple(features or frugal(trace))

@@ -8,6 +8,7 @@ from .kind import HeadKind, Place
 from .linear import PooledLinear
 from .mlp import PooledMLP
 from .pool import Pool, Real, RealTokens
+from .pooled import Pooled
 from .token import TokenHead
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "HeadKind",
     "Place",
     "Pool",
+    "Pooled",
     "PooledBranch",
     "PooledConv",
     "PooledLinear",

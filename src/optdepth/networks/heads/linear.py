@@ -5,21 +5,24 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ...batch import State
 from .kind import HeadKind, Place
 from .pool import Pool
+from .pooled import Pooled
 
 
-class PooledLinear(nn.Module):
+class PooledLinear(Pooled):
     """Mean over places, then one linear layer: (n, channels, h, ...) -> (n, classes) logits."""
 
     def __init__(self, channels: int, classes: int, pool: Pool | None = None) -> None:
-        super().__init__()
-        self.pool = Pool() if pool is None else pool
+        super().__init__(pool)
         self.linear = nn.Linear(channels, classes)
 
-    def forward(self, state: State) -> Float[Tensor, "n classes"]:
-        logits: Tensor = self.linear(self.pool(state))
+    @property
+    def first(self) -> nn.Linear:
+        return self.linear
+
+    def read(self, means: Float[Tensor, "n channels"]) -> Float[Tensor, "n classes"]:
+        logits: Tensor = self.linear(means)
         return logits
 
 

@@ -5,21 +5,24 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ...batch import State
 from .kind import HeadKind, Place
 from .pool import Pool
+from .pooled import Pooled
 
 
-class PooledMLP(nn.Module):
+class PooledMLP(Pooled):
     """Mean over places, then linear, GELU, linear, as wide inside as the state: -> (n, classes) logits."""
 
     def __init__(self, channels: int, classes: int, pool: Pool | None = None) -> None:
-        super().__init__()
-        self.pool = Pool() if pool is None else pool
+        super().__init__(pool)
         self.hidden, self.act, self.linear = nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, classes)
 
-    def forward(self, state: State) -> Float[Tensor, "n classes"]:
-        logits: Tensor = self.linear(self.act(self.hidden(self.pool(state))))
+    @property
+    def first(self) -> nn.Linear:
+        return self.hidden
+
+    def read(self, means: Float[Tensor, "n channels"]) -> Float[Tensor, "n classes"]:
+        logits: Tensor = self.linear(self.act(self.hidden(means)))
         return logits
 
 

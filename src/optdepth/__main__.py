@@ -1,0 +1,5 @@
+"""`python -m optdepth` is `optdepth`."""
+
+from .cli import main
+
+main()
