@@ -70,6 +70,7 @@ def subjects(folder: Path) -> list[Subject]:
     found = [Subject("trace", path, lambda: parts(od.Trace.load(path)), nonsense_tensors)]
     found += _rules(folder, trace) + _networks(folder)
     found += [*_training(folder / "training"), *_bundle(folder), *_run(folder / "run"), *_data(folder)]
+    found.append(_fitted(folder / "fitted"))
     return found
 
 
@@ -150,6 +151,31 @@ def _training(folder: Path) -> list[Subject]:
     trained()
     record = Subject("training record", folder / "training.json", lambda: training_of(Run(folder)), nonsense_json)
     return [Subject("checkpoint", folder / "checkpoint.safetensors", trained, nonsense_tensors), record]
+
+
+def _fitted(folder: Path) -> Subject:
+    """What `od.fit` keeps, beside the network, the rule and the traces, which are files of their own kinds."""
+
+    def model() -> torch.nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            layers = [torch.nn.TransformerEncoderLayer(8, 2, 8, batch_first=True, dropout=0.0) for _ in range(3)]
+            return torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(24, 3)).eval()
+
+    generator = torch.Generator().manual_seed(0)
+    tables = [(torch.randn(60, 3, 8, generator=generator), torch.arange(60) % 3) for _ in range(3)]
+    train, calibration, test = tables
+    given = {"train": train, "calibration": calibration, "test": test, "costs": "flops", "progress": False}
+    od.fit(model(), lose=0.5, heads="linear", **given).save(folder)
+
+    def answers() -> Any:
+        read = od.load(folder, model=model())
+        found, timings = read(test[0]), read.timings
+        numbers = [getattr(timings, name).tolist() for name in ("sizes", "stages", "looks", "gathers")]
+        told = parts(read.asked), parts(read.clock), dict(read.heads), read.layout, dict(read.made.seeds)
+        return str(read), str(read.certificate), told, numbers, found.logits.tolist(), found.exit.tolist()
+
+    return Subject("fit", folder / "early.safetensors", answers, nonsense_tensors)
 
 
 def _bundle(folder: Path) -> list[Subject]:

@@ -46,7 +46,7 @@ _MADE = {
     "commands": list[str],
     "versions": dict[str, str],
     "seeds": dict[str, int],
-    "training": dict[str, Any],
+    "training": dict[str, str | int],
 }
 
 

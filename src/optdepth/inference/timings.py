@@ -69,6 +69,14 @@ class Timings:
     _pieces: dict[tuple[int, tuple[bool, ...]], int] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
+        shape = self.stages.shape
+        if not all(each.shape == shape for each in (self.looks, self.gathers)) or shape[1:] != self.sizes.shape:
+            shapes = ", ".join(str(getattr(self, name).shape) for name in ("sizes", "stages", "looks", "gathers"))
+            raise InputError(f"timings of shapes {shapes}: give (S,) sizes, and (K, S) of stages, looks and gathers")
+        if len(self.threads) != len(self.sizes) or not (np.diff(self.sizes, prepend=0.0) > 0).all():
+            raise InputError(f"timings at sizes {self.sizes.tolist()} on {self.threads} threads: sizes rise, one each")
+        if not all(np.isfinite(each).all() and (each >= 0).all() for each in (self.stages, self.looks, self.gathers)):
+            raise InputError("timings that are negative, NaN or infinite: measure them again")
         object.__setattr__(self, "_sizes", self.sizes.tolist())
         object.__setattr__(self, "_upto", np.cumsum(self.stages, axis=0).tolist())
         object.__setattr__(self, "_looks", self.looks.tolist())
