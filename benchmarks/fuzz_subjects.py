@@ -27,6 +27,7 @@ from optdepth.data import reload_data
 from optdepth.errors import InputError
 from optdepth.export.bundle import export
 from optdepth.export.runtime import Runtime
+from optdepth.inference.clock import Clocked
 from optdepth.networks import looped, neural_ode
 from optdepth.runs import SPLITS, Run
 from optdepth.stopping.baselines import Threshold
@@ -207,8 +208,8 @@ def _run(folder: Path) -> list[Subject]:
         for split, one in held.items()
     }
     run.record(traces)
-    clock = {"method": "placed", "batch": 1, "full": 2.0, "engine": 1.0, "speedup": 2.0, "saving": 2.1, "threads": 1}
-    run.judge({"unit": costs.unit, "clock": [clock]}, traces["test"])
+    clock = Clocked("placed", 1, full=2.0, engine=1.0, speedup=2.0, saving=2.1, threads=1)
+    run.judge({"unit": costs.unit, "clock": [dataclasses.asdict(clock)]}, traces["test"])
 
     def solved() -> Any:
         return _called(["solve", str(folder), "--method", "confidence", "--price", "0.1", "--json"])

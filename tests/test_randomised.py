@@ -41,7 +41,7 @@ def test_held_out_scores_do_not_see_their_samples() -> None:
     values = np.random.default_rng(0).normal(size=(300, 4))
     changed = values.copy()
     changed[fold == 1] = np.random.default_rng(1).permutation(values[fold == 1])
-    made = RandomisedFit(trace.observations[:, :-1], *left_out(fold), 8)
+    made = RandomisedFit(trace.observations[:, :-1], *left_out(fold), 8, trace.ended)
     first, second = made.fit(values, start(trace, 4)), made.fit(changed, start(trace, 4))
     np.testing.assert_allclose(first.scores[fold == 1], second.scores[fold == 1], atol=1e-4)
     assert not np.allclose(first.scores[fold != 1], second.scores[fold != 1], atol=1e-2)
@@ -52,7 +52,7 @@ def test_the_descent_starts_at_the_threshold(below: bool, monkeypatch: pytest.Mo
     monkeypatch.setattr("optdepth.stopping.randomised._STEPS", 0)
     trace = noisy_trace(300, exits=4)
     cuts = np.array([0.5, 0.9, np.inf * (-1 if below else 1)])
-    found = RandomisedFit(trace.observations[:, :-1], *left_out(np.arange(300) % 2), 8).fit(
+    found = RandomisedFit(trace.observations[:, :-1], *left_out(np.arange(300) % 2), 8, trace.ended).fit(
         trace.losses, Start(feature=0, below=below, cuts=cuts)
     )
     seen = trace.observations[:, :-1, 0]
@@ -68,7 +68,7 @@ def test_more_ways_to_stop_never_cost_more_on_the_fit_split() -> None:
     trace = noisy_trace(2_000, exits=6)
     for price in (0.05, 0.2):
         values = trace.losses + price * trace.costs.paid()
-        found = RandomisedFit(trace.observations[:, :-1], *left_out(np.arange(2_000) % 5), 8).fit(
+        found = RandomisedFit(trace.observations[:, :-1], *left_out(np.arange(2_000) % 5), 8, trace.ended).fit(
             values, start(trace, 6)
         )
         columns = torch.from_numpy(trace.observations)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from optdepth import DepthLoss, Engine, TensorData, flops, latency, load_data, record, train
+from optdepth import DepthLoss, Engine, TensorData, flops, load_data, record, train
 from optdepth.batch import hidden, select
 from optdepth.errors import InputError
+from optdepth.inference.timings import latency
 from optdepth.networks import StagedNetwork, load_network, stage
 from zoo import IMAGES, TOKENS, build, deciding, images, tokens
 
