@@ -41,7 +41,7 @@ def demo(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Everything at once on handwritten digits: train, record, solve, evaluate, report; under a minute.
+    """Everything at once on handwritten digits: train, record, solve, evaluate, report; about two minutes.
 
     Trains a small residual network with an exit after every block, and writes `report.html` into the run folder.
     """
