@@ -4,7 +4,7 @@
 
 The model is MiniLM fine-tuned on 4,920 of SST-2's 6,920 training sentences, without exits; it is made where it is not
 there. Heads learn on the same sentences. The other 2,000 and the validation split calibrate, the test split judges.
-`--job` is what a user writes, and is what is timed. Beside it the same by hand: exits behind every layer, linear heads,
+`job` is what a user writes, and is what is timed. Beside it the same by hand: exits behind every layer, linear heads,
 one threshold on confidence, tuned to lose no more than a point on the calibration sentences.
 """
 

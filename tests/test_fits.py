@@ -70,7 +70,7 @@ def test_a_model_of_ones_own_is_fitted_and_all_commands_read_it(
     status, said, complained = run(monkeypatch, capsys, "evaluate", out, "--model", model, "--json")
     assert status == 0, complained
     found = json.loads(said)
-    assert found["rows"][0]["method"] == "fitted"
+    assert [row["method"] for row in found["rows"]][:3] == ["fitted", "confidence per exit", "patience per exit"]
     assert found["rows"][-1]["method"] == "full network"
     for given, made in ((("report", out), out / "report.html"), (("export", out, "--out", out / "b"), out / "b")):
         status, said, complained = run(monkeypatch, capsys, *given, "--model", model)

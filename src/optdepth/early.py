@@ -99,7 +99,7 @@ class EarlyExit:
         asked: what the rule was chosen by.
         certificate: what is promised of the rule; None where no promise was asked for.
         certify, test: the traces that the promise was shown on, and that judge; None where there were none.
-        clock: time on this machine, by batch size; without test samples empty.
+        clock: time on the machine that fitted, by batch size.
         timings: of stages and looks, by batch size, which the engine cuts and gathers batches by.
         heads: by exit, share of held-out training samples that its head answers right.
         layout: of images in memory, in which the network runs.

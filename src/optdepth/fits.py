@@ -164,7 +164,7 @@ def shown(held: Split, source: Source) -> Callable[[int], Shown] | None:
 def judged(early: EarlyExit) -> dict[str, Any]:
     """The rule beside others on the test samples, and on the clock as it was when it was fitted.
 
-    The others are solved at the price of the rule, as the report has them.
+    The others are two tuned thresholds at the price of the rule, every exit alone, and the full network.
 
     Raises:
         InputError: there were no test samples.
@@ -174,8 +174,7 @@ def judged(early: EarlyExit) -> dict[str, Any]:
     test, family, rules = early.test, early.family.trace, {"fitted": early.rule}
     price = early.rule.origin.price
     if price is not None:
-        others = ("threshold", "patience")
-        rules |= {name: METHODS[name].solve(family).at(price) for name in others if name in METHODS}
+        rules |= {name: METHODS[name].solve(family).at(price) for name in ("confidence per exit", "patience per exit")}
     origin = Origin.of(family)
     names = [exit.name for exit in early.network.exits]
     rules |= {f"fixed {name}": FixedDepth(origin, k) for k, name in enumerate(names[:-1])}

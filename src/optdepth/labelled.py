@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Self
 
@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 
 from .batch import Inputs
 from .errors import InputError
-from .splits import Batches, Split, Splits
+from .splits import Split, Splits
 from .tensors import TensorData, TensorSplit
 
 Given = tuple[Inputs, Tensor] | Iterable[Any]
@@ -85,16 +85,6 @@ class Labelled:
 
     def __iter__(self) -> Iterator[tuple[Inputs, Tensor]]:
         return self.begin()
-
-    def through(self, work: Callable[[Inputs], Inputs]) -> Self:
-        """The same samples, all inputs made into others of the same form."""
-
-        def begin() -> Iterator[tuple[Inputs, Tensor]]:
-            batches = self.begin()
-            made = ((work(inputs), labels) for inputs, labels in batches)
-            return made if self.split is None or not isinstance(batches, Batches) else Batches(self.split, made)
-
-        return replace(self, begin=begin, first=(work(self.first[0]), self.first[1]))
 
     def rows(self, most: int) -> Inputs:
         """The first samples, as many as there are up to `most`, padded with zeros to the widest of their batches."""
